@@ -1,0 +1,56 @@
+"""Holdfast: distributed training that never loses a step. See README.md.
+
+`import orchestrator` loads neither ray nor zarr nor fsspec.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from orchestrator.result import Result
+from orchestrator.spec import Checkpoints, Job, RestartPolicy
+
+if TYPE_CHECKING:
+    from orchestrator.coordinator import Observer
+
+__all__ = ["Checkpoints", "Job", "RestartPolicy", "Result", "run"]
+
+
+def run(
+    job: Job,
+    run_dir: str | os.PathLike[str],
+    *,
+    workers: int,
+    runtime: str = "ray",
+    address: str | None = None,
+    cpus_per_worker: float = 1.0,
+    take_over: bool = False,
+    observer: Observer | None = None,
+) -> Result:
+    """Train a job to its end in a run directory at any fsspec URL; again, to go on where it stopped.
+
+    `runtime` is "ray" (at `address`, else RAY_ADDRESS, else a local Ray) or "process" (subprocesses of this
+    machine). Progress goes to standard error unless `observer` is given.
+
+    Returns how the run stands: done, or preempted or interrupted by a signal, with a checkpoint. Raises an error
+    of `storage.errors` if the job failed or could not begin.
+    """
+    from orchestrator.display import LineDisplay
+    from orchestrator.execution import Request, execute
+    from orchestrator.jobs import by_value
+
+    request = Request(
+        job=job,
+        source=by_value(job),
+        run_dir=os.fspath(run_dir),
+        workers=workers,
+        runtime=runtime,
+        address=address,
+        cpus_per_worker=cpus_per_worker,
+        take_over=take_over,
+    )
+    result, error = execute(request, observer or LineDisplay())
+    if error is not None:
+        raise error
+    return result

@@ -1,0 +1,253 @@
+"""The command `holdfast`.
+
+Exit codes: 0 done; 1 failed; 2 usage or configuration; 3 a check found a fault; 4 the run is alive elsewhere;
+75 preempted or infrastructure, run again to resume; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from orchestrator.result import Result
+from orchestrator.spec import Checkpoints, Job
+from storage.errors import ConfigurationError, HoldfastError
+
+EXIT_CODES = {"done": 0, "failed": 1, "preempted": 75, "interrupted": 130}
+
+app = typer.Typer(
+    name="holdfast",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Train data-parallel models on Ray; kill anything, lose nothing, end in the same bits.",
+)
+ckpt = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the checkpoints of a run.")
+app.add_typer(ckpt, name="ckpt")
+
+RunDir = Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run directory: a path, or any fsspec URL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def main() -> None:
+    """Run the command and exit with its code; a user's mistake is one line on standard error."""
+    try:
+        code = app(standalone_mode=False)
+    except HoldfastError as error:
+        code = _fail(str(error), error.exit_code)
+    except TyperException as error:
+        code = _fail(error.format_message(), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> int:
+    text = message.strip()
+    head, _, last = text.rpartition("\n")
+    if head:  # the user's traceback comes first
+        _say(head)
+    _say(f"holdfast: error: {last}")
+    if "--json" in sys.argv:
+        _put(json.dumps(Result(run_dir=_argument("--run-dir"), status="failed", error=text).to_json()))
+    return code
+
+
+def _argument(name: str) -> str:
+    """The value of an option that was given, for reports of commands that could not be read."""
+    for i, word in enumerate(sys.argv):
+        if word == name and i + 1 < len(sys.argv):
+            return sys.argv[i + 1]
+        if word.startswith(name + "="):
+            return word.removeprefix(name + "=")
+    return ""
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 this is the command line
+
+
+def _put(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 this is the command line
+
+
+@app.command()
+def run(
+    target: Annotated[
+        str, typer.Argument(metavar="FILE[:NAME] | EXAMPLE", help="A job's file, or an example.")
+    ],
+    run_dir: Annotated[
+        str, typer.Option("--run-dir", metavar="URL", help="Where the run is kept: any fsspec URL.")
+    ],
+    workers: Annotated[int, typer.Option("--workers", metavar="N", help="Workers to train with.")],
+    cpus_per_worker: Annotated[
+        float, typer.Option(metavar="C", help="CPUs that Ray reserves for each.")
+    ] = 1.0,
+    runtime: Annotated[str, typer.Option(help="ray, or process: subprocesses of this machine.")] = "ray",
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else a local Ray.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps to train, instead of the job's.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, instead of the job's.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
+    ] = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Go on although another seems to work.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Train a job, or go on with it: the same command again resumes.
+
+    holdfast run digits --run-dir runs/digits --workers 2
+    """
+    from orchestrator.display import make_display
+    from orchestrator.execution import Request, execute
+    from orchestrator.jobs import JobSource, by_file
+
+    source = JobSource.parse(target, _pairs(settings or []))
+    with redirect_stdout(sys.stderr):
+        job = _overridden(source.load(), steps, checkpoint_every, seed)
+    request = Request(
+        job=job,
+        source=by_file(source),
+        run_dir=run_dir,
+        workers=workers,
+        runtime=runtime,
+        address=address,
+        cpus_per_worker=cpus_per_worker,
+        take_over=take_over,
+    )
+    # Standard output is for the result: what libraries print on the way (Ray does) goes to standard error.
+    with redirect_stdout(sys.stderr), make_display() as display:
+        result, error = execute(request, display)
+    if error is not None:
+        head, _, last = str(error).strip().rpartition("\n")
+        if head:
+            _say(head)
+        _say(f"holdfast: error: {last}")
+    _put(json.dumps(result.to_json()) if as_json else summary(result))
+    if error is not None:
+        return error.exit_code if isinstance(error, HoldfastError) else 1
+    return EXIT_CODES[result.status]
+
+
+def _pairs(settings: list[str]) -> dict[str, str]:
+    pairs = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigurationError(f"--set {setting}: give NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _overridden(job: Job, steps: int | None, checkpoint_every: int | None, seed: int | None) -> Job:
+    changes: dict[str, Any] = {}
+    if steps is not None:
+        changes["steps"] = steps
+    if seed is not None:
+        changes["seed"] = seed
+    if checkpoint_every is not None:
+        checkpoints: Checkpoints = replace(job.checkpoints, every_steps=checkpoint_every)
+        changes["checkpoints"] = checkpoints
+    return replace(job, **changes)
+
+
+def summary(result: Result) -> str:
+    """How a run stands, for a person."""
+    facts = [f"{result.status} at step {result.step}"]
+    if result.loss is not None:
+        facts.append(f"loss {result.loss:.4g}")
+    facts += [f"{name} {value:.4g}" for name, value in result.metrics.items()]
+    if result.steps_per_s:
+        facts.append(f"{result.steps_per_s:.0f} steps/s")
+    lines = [", ".join(facts)]
+    costs = (
+        f"restarts {result.restarts}, worker deaths {result.worker_deaths}, steps lost {result.steps_lost}"
+    )
+    lines.append(f"attempt {result.attempt}, {costs}")
+    if result.state_digest:
+        lines.append(f"state digest {result.state_digest}")
+    lines.append(f"run directory {result.run_dir}")
+    if result.status in ("preempted", "interrupted", "running"):
+        lines.append("the same command again goes on from here" if result.status != "running" else "")
+    return "\n".join(line for line in lines if line)
+
+
+@app.command()
+def status(run_dir: RunDir, as_json: AsJson = False) -> int:
+    """Tell how a run stands, from its directory alone."""
+    from orchestrator.status import open_run, read_status
+
+    result, beat = read_status(open_run(run_dir))
+    if as_json:
+        _put(json.dumps(result.to_json()))
+        return 0
+    _put(summary(result))
+    if result.error:
+        _put(f"error {result.error}")
+    if beat and result.status == "running":
+        _put(
+            f"process {beat['pid']} on {beat['host']}, {beat['workers']} workers, {beat['steps']} steps to do"
+        )
+    return 0
+
+
+@ckpt.command("ls")
+def ls(run_dir: RunDir, as_json: AsJson = False) -> int:
+    """List the checkpoints of a run, oldest first, and what each is worth."""
+    from orchestrator.status import open_run
+
+    entries = open_run(run_dir).entries()
+    if as_json:
+        rows = [
+            {
+                "step": entry.step,
+                "attempt": entry.attempt,
+                "status": entry.status,
+                "reason": entry.reason,
+                "nbytes": entry.nbytes,
+                "directory": entry.directory,
+                "state_digest": entry.manifest.state_digest if entry.manifest else None,
+                "metrics": Result(run_dir="", status="", metrics=dict(entry.manifest.metrics)).to_json()[
+                    "metrics"
+                ]
+                if entry.manifest
+                else {},
+            }
+            for entry in entries
+        ]
+        _put(json.dumps(rows))
+        return 0
+    if not entries:
+        _put("no checkpoints yet")
+    for entry in entries:
+        line = f"step {entry.step:>8}  attempt {entry.attempt:>3}  {entry.nbytes / 1e6:>10.2f} MB  {entry.status:<10}"
+        _put(f"{line}  {entry.directory}{f'  ({entry.reason})' if entry.reason else ''}")
+    return 0
+
+
+@app.command()
+def examples() -> int:
+    """List the jobs that are shipped with Holdfast."""
+    from orchestrator.examples import EXAMPLES
+
+    width = max(map(len, EXAMPLES))
+    for name, (_, description) in EXAMPLES.items():
+        _put(f"{name:<{width}}  {description}")
+    return 0

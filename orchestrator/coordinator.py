@@ -1,0 +1,361 @@
+"""The interpreter of `machine`: does what it decides, with the only clock of the control plane."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol, assert_never
+
+from orchestrator import machine
+from orchestrator.identity import check_identity, full_identity
+from orchestrator.machine import Note, Phase, State, Status
+from orchestrator.runtime import Runtime
+from orchestrator.spec import Job
+from orchestrator.totals import Totals
+from storage.checkpoint import commit
+from storage.errors import CheckpointError, ConfigurationError, HoldfastError, StorageError
+from storage.layout import StateArray
+from storage.manifest import Base
+from storage.run_directory import Attempt, RunDirectory
+from workers import fingerprint
+from workers import messages as m
+from workers.processes import ProcessId
+
+POLL_S = 0.1
+BEAT_S = 5.0
+
+
+class Observer(Protocol):
+    """Somebody who watches a run: a progress display, a log, a test."""
+
+    def note(self, note: Note) -> None:
+        """Something happened."""
+
+    def progress(self, snapshot: Snapshot) -> None:
+        """Where training is; called several times a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where an attempt is."""
+
+    step: int
+    steps: int
+    metrics: dict[str, float]
+    workers: int
+    steps_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an attempt needs to know besides the job."""
+
+    url: str
+    num_workers: int
+    microbatches: int
+
+
+class Coordinator:
+    """One attempt at a job, from its claim to its end."""
+
+    def __init__(
+        self,
+        job: Job,
+        settings: Settings,
+        run: RunDirectory,
+        attempt: Attempt,
+        runtime: Runtime,
+        totals: Totals,
+        observer: Observer,
+        signalled: Callable[[], Status | None],
+    ) -> None:
+        self._job = job
+        self._settings = settings
+        self._run = run
+        self._attempt = attempt
+        self._runtime = runtime
+        self._observer = observer
+        self._signalled = signalled
+        self.totals = totals
+        self.state = State()
+        self._events: deque[machine.Event] = deque()
+        self._commands: list[m.Command] = []
+        self._jobs: list[Future[machine.Event]] = []
+        self._description: dict[str, Any] = {}
+        self._parent: Base | None = None
+        self._progress = m.Progress()
+        self._clock: tuple[float, int] | None = None  # (when training began, at which step)
+        self._steps_per_s: float | None = None
+        self._journal: list[dict[str, Any]] = []
+        self._beats = 0
+
+    def run(self) -> State:
+        """Run the attempt to its end; every process has ended when this returns."""
+        stop_beating = threading.Event()
+        beating = threading.Thread(target=self._beat_until, args=(stop_beating,), daemon=True)
+        with ThreadPoolExecutor(1, "storage") as self._storage:
+            try:
+                self._beat()
+                beating.start()
+                self._handle(machine.Begin(self._settings.num_workers))
+                while self.state.phase is not Phase.ENDED:
+                    self._turn()
+            except HoldfastError as error:
+                self._handle(machine.Broken(error))
+            finally:
+                self._end()
+                stop_beating.set()
+                if beating.ident is not None:
+                    beating.join()
+        self._keep_record(closed=True)
+        return self.state
+
+    def _turn(self) -> None:
+        """Listen to the agent, the runtime, the storage and the user once."""
+        commands, self._commands = self._commands, []
+        events, self._progress = self._runtime.exchange(commands, POLL_S)
+        self._measure()
+        for event in events:
+            self._handle(event)
+        for exited in self._runtime.exited():
+            self._handle(exited)
+        for future in [f for f in self._jobs if f.done()]:
+            self._jobs.remove(future)
+            self._handle(future.result())
+        if (status := self._signalled()) is not None:
+            self._handle(machine.Signalled(status))
+        self._observer.progress(self._snapshot())
+
+    def _end(self) -> None:
+        """End every process. The arena goes when nobody will need it again."""
+        remove = self.state.status in (Status.DONE, Status.PREEMPTED, Status.INTERRUPTED) or isinstance(
+            self.state.error, ConfigurationError
+        )
+        try:
+            self._runtime.exchange([m.Close(remove and self._saved())], 0.0)
+        except HoldfastError:
+            pass  # it is gone already
+        finally:
+            self._runtime.close()
+
+    def _saved(self) -> bool:
+        """Whether storage holds what the arena does."""
+        return self.state.status is Status.DONE or (
+            self._parent is not None and self._parent.step >= self._progress.step
+        )
+
+    # -- the machine ------------------------------------------------------------------------------------------
+
+    def _handle(self, event: machine.Event) -> None:
+        self._events.append(event)
+        while self._events:
+            before = self.state
+            self.state, actions = machine.transition(
+                before, self._events.popleft(), self._attempt.number, self._settings.url
+            )
+            self.totals = replace(
+                self.totals,
+                worker_deaths=self.totals.worker_deaths + self.state.worker_deaths - before.worker_deaths,
+            )
+            for action in actions:
+                self._do(action)
+
+    def _do(self, action: machine.Action) -> None:
+        match action:
+            case machine.StartProcess(role, rank, generation):
+                self._runtime.start(role, rank, generation)
+            case machine.Tell(command):
+                self._commands.append(command)
+            case machine.Identify(description):
+                self._answer(lambda: self._identify(description))
+            case machine.ChooseBase(found, bad):
+                self._answer(lambda: self._choose_base(found, bad))
+            case machine.RecordBase(base):
+                self._answer(lambda: self._record_base(base))
+            case machine.CommitCheckpoint(written):
+                self._jobs.append(self._storage.submit(self._commit, written))
+            case Note():
+                self._tell(action)
+            case _:
+                assert_never(action)
+
+    def _answer(self, ask: Callable[[], machine.Event]) -> None:
+        try:
+            self._events.append(ask())
+        except HoldfastError as error:
+            self._events.append(machine.Broken(error))
+
+    def _tell(self, note: Note) -> None:
+        time_ = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._journal = [*self._journal, {"time": time_, "kind": note.kind, "text": note.text, **note.fields}]
+        self._observer.note(note)
+
+    # -- what the machine asks to be looked up ------------------------------------------------------------------
+
+    def _identify(self, description: dict[str, Any]) -> machine.Event:
+        self._description = description
+        ours = full_identity(self._job, self._settings.microbatches, description)
+        identity = self._run.identity() or self._run.create_identity(ours)
+        for change in check_identity(identity, ours, self._settings.url):
+            self._tell(Note("changed", f"the job is not quite what it was: {change}", {}))
+        return machine.Identified(
+            m.Prepare(
+                place_id=identity["place_id"],
+                seed=self._job.seed,
+                batch_size=self._job.batch_size,
+                microbatches=self._settings.microbatches,
+                shuffle=self._job.shuffle,
+            )
+        )
+
+    def _choose_base(self, found: tuple[int, int] | None, bad: Sequence[str]) -> machine.Event:
+        """The highest step on the newest line, in memory or in a checkpoint; memory breaks a tie."""
+        memory: Base | None = None
+        if found is not None and self._run.stands(Base(step=found[1], attempt=found[0])):
+            memory = Base(step=found[1], attempt=found[0])
+        entry = next((e for e in self._run.candidates() if e.directory not in bad), None)
+        if memory is not None and (entry is None or memory.step >= entry.step):
+            self._parent = None
+            return machine.BaseChosen(memory, None, in_memory=True)
+        if entry is None:
+            damaged = [
+                e
+                for e in self._run.entries()
+                if e.directory in bad or (e.committed and e.status == "incomplete")
+            ]
+            if damaged:
+                tried = "; ".join(f"{e.directory} ({e.reason or 'its content is bad'})" for e in damaged)
+                raise CheckpointError(
+                    f"no checkpoint of {self._settings.url} can be used, and starting from zero would lose the "
+                    f"run: tried {tried}"
+                )
+            return machine.BaseChosen(None, None, in_memory=False)
+        assert entry.manifest is not None
+        difference = fingerprint.difference(entry.manifest.fingerprint, self._description["fingerprint"])
+        if difference is not None:
+            self._other_arithmetic(difference)
+        self._parent = Base(step=entry.step, attempt=entry.attempt)
+        return machine.BaseChosen(self._parent, entry.directory, in_memory=False)
+
+    def _other_arithmetic(self, difference: str) -> None:
+        text = f"this machine computes with other bits than the run did: {difference}"
+        if self._job.determinism == "strict":
+            raise ConfigurationError(
+                f'{text}; resume where they are equal, or give the job determinism="warn" to go on all the same'
+            )
+        self._tell(Note("arithmetic", text, {}))
+
+    def _record_base(self, base: Base | None) -> machine.Event:
+        self._run.record_base(self._attempt, base)
+        start = 0 if base is None else base.step
+        lost = max(0, self.totals.highest_step - start) if base is not None or self.totals.highest_step else 0
+        self.totals = replace(self.totals, steps_lost=self.totals.steps_lost + lost)
+        return machine.Based(
+            m.Plan(
+                attempt=self._attempt.number,
+                epoch=0,
+                url=self._settings.url,
+                steps=self._job.steps,
+                checkpoint_every=self._job.checkpoints.every_steps,
+                validate_every=self._job.validate_every,
+            )
+        )
+
+    def _commit(self, written: m.CheckpointWritten) -> machine.Event:
+        """On the storage thread: commit a checkpoint, then delete what is no longer kept."""
+        try:
+            manifest = commit(
+                self._run,
+                self._attempt,
+                written.directory,
+                [StateArray.from_json(array) for array in self._description["arrays"]],
+                [written.part],
+                step=written.step,
+                parent=self._parent,
+                counters=written.counters,
+                metrics=written.metrics,
+                fingerprint=self._description["fingerprint"],
+            )
+        except HoldfastError as error:
+            return machine.CommitFailed(written.step, error)
+        self._parent = Base(step=written.step, attempt=self._attempt.number)
+        if self._job.checkpoints.keep is not None:
+            try:
+                self._run.retain(self._job.checkpoints.keep)
+            except StorageError as error:
+                self._observer.note(
+                    Note("retention-failed", f"old checkpoints could not be deleted: {error}", {})
+                )
+        return machine.Committed(written.step, manifest.state_digest)
+
+    # -- signs of life ------------------------------------------------------------------------------------------
+
+    def _measure(self) -> None:
+        now, step = time.monotonic(), self._progress.step
+        if self.state.phase in (Phase.TRAINING, Phase.STOPPING):
+            if self._clock is None:
+                self._clock = (now, step)
+            elif step > self._clock[1]:
+                self._steps_per_s = (step - self._clock[1]) / (now - self._clock[0])
+            self.totals = replace(self.totals, highest_step=max(self.totals.highest_step, step))
+
+    def _snapshot(self) -> Snapshot:
+        progress = self._progress
+        return Snapshot(progress.step, self._job.steps, progress.metrics, progress.workers, self._steps_per_s)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Where the attempt was when it was last heard of."""
+        return self._snapshot()
+
+    def _record(self, *, closed: bool) -> dict[str, Any]:
+        process = ProcessId.current()
+        return {
+            "counter": self._beats,
+            "host": socket.gethostname(),
+            "boot_id": boot_id(),
+            "pid": process.pid,
+            "started": process.started,
+            "closed": closed,
+            "status": self.state.status.value,
+            "error": None if self.state.error is None else str(self.state.error),
+            "step": self._progress.step,
+            "steps": self._job.steps,
+            "metrics": {**self._progress.metrics, **self.state.metrics},
+            "state_digest": self.state.state_digest,
+            "steps_per_s": self._steps_per_s,
+            "workers": self._progress.workers,
+            "totals": self.totals.to_json(),
+        }
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._run.beat(self._attempt, self._record(closed=False))
+
+    def _keep_record(self, *, closed: bool) -> None:
+        """Store the sign of life and the journal; a failure of the storage is no reason to stop training."""
+        self._beats += 1
+        try:
+            self._run.beat(self._attempt, self._record(closed=closed))
+            self._run.write_journal(self._attempt, self._journal)
+        except (StorageError, ConfigurationError) as error:
+            self._observer.note(Note("storage", f"the run's records could not be written: {error}", {}))
+
+    def _beat_until(self, stop: threading.Event) -> None:
+        while not stop.wait(BEAT_S):
+            self._keep_record(closed=False)
+
+
+def boot_id() -> str:
+    """What tells this boot of this machine from any other; empty where it cannot be told."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

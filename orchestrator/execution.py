@@ -1,0 +1,230 @@
+"""Running a job to its end: one attempt after another, as the restart policy allows."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+from orchestrator.coordinator import Coordinator, Observer, Settings, boot_id
+from orchestrator.identity import check_settings
+from orchestrator.machine import Note, State, Status
+from orchestrator.process_runtime import ProcessRuntime
+from orchestrator.restart import decide
+from orchestrator.result import Result
+from orchestrator.runtime import Runtime
+from orchestrator.spec import Job, check_microbatches, check_workers
+from orchestrator.totals import Totals
+from storage.catalog import Entry
+from storage.errors import ConfigurationError, RunAlive
+from storage.run_directory import Attempt, RunDirectory
+from storage.store import open_store
+from workers.processes import ProcessId, is_alive
+
+RUNTIMES = ("process", "ray")
+SIGN_OF_LIFE_S = 15.0
+"""Seconds after which a coordinator elsewhere that gave no sign of life is taken to be gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A job, and where and how it is to run."""
+
+    job: Job
+    source: bytes
+    run_dir: str
+    workers: int
+    runtime: str = "ray"
+    address: str | None = None
+    cpus_per_worker: float = 1.0
+    take_over: bool = False
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise ConfigurationError(
+                f"there is no runtime {self.runtime!r}: give one of {', '.join(RUNTIMES)}"
+            )
+        if not self.cpus_per_worker >= 0:
+            raise ConfigurationError(f"{self.cpus_per_worker} CPUs per worker: give a number of at least 0")
+
+
+def execute(request: Request, observer: Observer) -> tuple[Result, Exception | None]:
+    """Run a job until it is done, stopped, or failed for good; returns the error that ended it, if any.
+
+    Raises HoldfastError for what is refused before the run is touched.
+    """
+    run = RunDirectory(open_store(request.run_dir))
+    url = run.store.url
+    identity = run.identity()
+    job = request.job
+    microbatches = job.microbatches or request.workers
+    if identity is not None:
+        microbatches = check_settings(identity, job, url)
+    check_workers(request.workers, microbatches)
+    check_microbatches(job.batch_size, microbatches)
+    beat = run.newest_beat()
+    if beat is not None and not request.take_over:
+        check_not_alive(beat, run, observer)
+    totals = Totals.from_json(beat["totals"] if beat else None)
+    latest = run.latest()
+    if latest is not None and latest.step >= job.steps:
+        return _finished_before(run, latest, totals), None
+    settings = Settings(url, request.workers, microbatches)
+    with _signals() as signalled:
+        if beat is not None:
+            totals = replace(totals, restarts=totals.restarts + (beat["status"] != Status.DONE.value))
+        while True:
+            attempt = run.claim_attempt()
+            coordinator = Coordinator(
+                job,
+                settings,
+                run,
+                attempt,
+                _runtime(request, observer, signalled),
+                totals,
+                observer,
+                signalled.take,
+            )
+            state = coordinator.run()
+            totals = coordinator.totals
+            result = _result(url, attempt, coordinator)
+            if state.status is not Status.FAILED:
+                return result, None
+            error = state.error
+            assert error is not None
+            decision = decide(job.restart, totals.history, totals.highest_step, error, random.random())
+            if not decision.restart:
+                return result, error
+            observer.note(Note("restart", decision.reason, {}))
+            totals = replace(
+                totals, restarts=totals.restarts + 1, budgeted=(*totals.budgeted, totals.highest_step)
+            )
+            if signalled.wait(decision.delay_s) is not None:
+                return result, error
+
+
+def check_not_alive(beat: dict[str, Any], run: RunDirectory, observer: Observer) -> None:
+    """Raise RunAlive if the coordinator that gave this sign of life still works.
+
+    On this host that is known at once; of another host its sign of life is watched for a while.
+    """
+    if beat["closed"]:
+        return
+    where = f"process {beat['pid']} on {beat['host']}"
+    if (beat["host"], beat["boot_id"]) == (socket.gethostname(), boot_id()):
+        alive = is_alive(ProcessId(beat["pid"], beat["started"]))
+    else:
+        observer.note(Note("waiting", f"waiting {SIGN_OF_LIFE_S:.0f} s for a sign of life of {where}", {}))
+        deadline = time.monotonic() + SIGN_OF_LIFE_S
+        alive = False
+        while not alive and time.monotonic() < deadline:
+            time.sleep(1.0)
+            newest = run.newest_beat() or beat
+            alive = (newest["attempt"], newest["counter"]) != (beat["attempt"], beat["counter"])
+            alive = alive and not newest["closed"]
+    if alive:
+        raise RunAlive(
+            f"{run.store.url} is being trained by {where}: stop that first, or take it over with --take-over"
+        )
+
+
+def _runtime(request: Request, observer: Observer, signals: _Signals) -> Runtime:
+    if request.runtime == "process":
+        return ProcessRuntime(request.source)
+    from orchestrator.ray_runtime import RayRuntime
+
+    runtime = RayRuntime(request.source, request.address, request.workers, request.cpus_per_worker)
+    runtime.connect(lambda text: observer.note(Note("ray", text, {})))
+    signals.install()  # ray.init sets handlers of its own
+    return runtime
+
+
+def _finished_before(run: RunDirectory, latest: Entry, totals: Totals) -> Result:
+    assert latest.manifest is not None
+    metrics = dict(latest.manifest.metrics)
+    return Result(
+        run_dir=run.store.url,
+        status=Status.DONE.value,
+        step=latest.step,
+        attempt=latest.attempt,
+        loss=metrics.pop("loss", None),
+        metrics=metrics,
+        state_digest=latest.manifest.state_digest,
+        restarts=totals.restarts,
+        worker_deaths=totals.worker_deaths,
+        steps_lost=totals.steps_lost,
+    )
+
+
+def _result(url: str, attempt: Attempt, coordinator: Coordinator) -> Result:
+    state: State = coordinator.state
+    snapshot = coordinator.snapshot
+    metrics = {**snapshot.metrics, **state.metrics}
+    return Result(
+        run_dir=url,
+        status=state.status.value,
+        error=None if state.error is None else str(state.error),
+        step=snapshot.step,
+        attempt=attempt.number,
+        loss=metrics.pop("loss", None),
+        metrics=metrics,
+        state_digest=state.state_digest,
+        restarts=coordinator.totals.restarts,
+        worker_deaths=coordinator.totals.worker_deaths,
+        steps_lost=coordinator.totals.steps_lost,
+        steps_per_s=snapshot.steps_per_s,
+    )
+
+
+class _Signals:
+    """SIGTERM and SIGINT as something to ask for; only the main thread can receive them."""
+
+    _STATUS = {signal.SIGTERM: Status.PREEMPTED, signal.SIGINT: Status.INTERRUPTED}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self._received: list[Status] = []
+        self._event = threading.Event()
+        self._old: dict[signal.Signals, Any] = {}
+
+    def take(self) -> Status | None:
+        """The next signal not yet taken."""
+        return self._received.pop(0) if self._received else None
+
+    def wait(self, timeout_s: float) -> Status | None:
+        """Wait for a signal."""
+        self._event.wait(timeout_s)
+        return self.take()
+
+    def install(self) -> None:
+        """Receive from now on."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in self._STATUS:
+            old = signal.signal(number, self._receive)
+            self._old.setdefault(number, old)
+
+    def restore(self) -> None:
+        """Leave signals as they were found."""
+        for number, old in self._old.items():
+            signal.signal(number, old)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(self._STATUS[signal.Signals(number)])
+        self._event.set()
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    signals = _Signals()
+    signals.install()
+    try:
+        yield signals
+    finally:
+        signals.restore()

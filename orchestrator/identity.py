@@ -1,0 +1,78 @@
+"""What makes a run the same run: written once into run.json, compared on every start. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.spec import Job
+from storage.errors import IdentityMismatch
+from storage.layout import StateArray
+
+FIXED = ("seed", "batch_size", "microbatches", "shuffle")
+"""Settings of a job that decide the bits and are known before any worker is started."""
+
+
+def settings_identity(job: Job, microbatches: int) -> dict[str, Any]:
+    """The part of the identity that the job itself states."""
+    return {name: microbatches if name == "microbatches" else getattr(job, name) for name in FIXED}
+
+
+def full_identity(job: Job, microbatches: int, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole identity, with what a worker found the job's model and data to be."""
+    arrays = [StateArray.from_json(array) for array in description["arrays"]]
+    return {
+        **settings_identity(job, microbatches),
+        "arrays": [array.to_json() for array in arrays],
+        "layout_fingerprint": arrays[0].layout.fingerprint,
+        "data": description["data"],
+        "metrics": description["metrics"],
+        "model": description["engine"],
+        "optimizer": description["optimizer"],
+    }
+
+
+def check_settings(identity: Mapping[str, Any], job: Job, url: str) -> int:
+    """Refuse a job whose fixed settings differ from the run's; returns the run's number of microbatches."""
+    for name in FIXED:
+        here = getattr(job, name)
+        if name == "microbatches" and here is None:
+            continue
+        if identity[name] != here:
+            raise _differs(url, f"{name} is {identity[name]} there and {here} here")
+    microbatches: int = identity["microbatches"]
+    return microbatches
+
+
+def check_identity(identity: Mapping[str, Any], ours: Mapping[str, Any], url: str) -> list[str]:
+    """Refuse another layout or other data than the run's.
+
+    Returns what else differs, in words: settings of model and optimizer, which are recorded but may change.
+    """
+    stored = {array["name"]: StateArray.from_json(array) for array in identity["arrays"]}
+    here = {array["name"]: StateArray.from_json(array) for array in ours["arrays"]}
+    for name in here.keys() & stored.keys():
+        difference = stored[name].layout.difference(here[name].layout)
+        if difference:
+            difference = difference.replace(" there", " in this job").replace(" here", " in the run")
+            raise _differs(url, f"the layout of the model: {difference}")
+    if stored.keys() != here.keys():
+        raise _differs(url, f"the state is {', '.join(stored)} there and {', '.join(here)} here")
+    if identity["data"] != ours["data"]:
+        raise _differs(url, f"the data is {_short(identity['data'])} there and {_short(ours['data'])} here")
+    return [
+        f"{name} was {_short(identity[name])} and is now {_short(ours[name])}"
+        for name in ("model", "optimizer")
+        if identity[name] != ours[name]
+    ]
+
+
+def _differs(url: str, what: str) -> IdentityMismatch:
+    return IdentityMismatch(
+        f"{url} belongs to another job: {what}; give the same settings to resume it, or another --run-dir"
+    )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,102 @@
+"""The processes of a run as subprocesses of this one, on this machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from orchestrator.machine import Exited
+from storage.errors import InfrastructureError
+from workers.channel import Channel, address_for, connect
+from workers.fingerprint import single_threaded_environment
+from workers.main import resolve
+from workers.messages import Command, Event, Progress
+
+AGENT_START_TIMEOUT_S = 60.0
+CLOSE_TIMEOUT_S = 10.0
+
+
+class ProcessRuntime:
+    """One node: agent, writer and workers as subprocesses."""
+
+    def __init__(self, source: bytes) -> None:
+        self._source = source
+        self._name = address_for(secrets.token_hex(8)).replace("\0", "@")
+        self._processes: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+        self._channel: Channel | None = None
+        self._agent_timeout_s = AGENT_START_TIMEOUT_S
+
+    def start(self, role: str, rank: int, generation: int) -> None:
+        """Start a subprocess; its standard output goes to our standard error."""
+        # -P: the user's working directory must not hide our packages; a job's own imports come with its source.
+        command = [sys.executable, "-P", "-m", "workers.main", role]
+        command += ["--address", self._name, "--rank", str(rank), "--generation", str(generation)]
+        # A pipe would block us if the worker died before reading; a job is rarely larger than the pipe's buffer.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=2,
+            env={**os.environ, **single_threaded_environment()},
+        )
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            if role == "worker":
+                process.stdin.write(self._source)
+            process.stdin.close()
+        self._processes[role, rank] = process
+
+    def exchange(self, commands: Sequence[Command], timeout_s: float) -> tuple[list[Event], Progress]:
+        """One round with the agent over its control socket."""
+        try:
+            if self._channel is None:
+                self._channel = self._connect(timeout_s)
+            if self._channel is None:
+                return [], Progress()
+            self._channel.send(list(commands), timeout_s)
+            events, progress = self._channel.receive()
+        except (EOFError, OSError) as error:
+            self._channel = None
+            raise InfrastructureError(f"the agent of this node is gone ({error})") from error
+        return events, progress
+
+    def _connect(self, timeout_s: float) -> Channel | None:
+        try:
+            return connect(resolve(self._name + "-control"), timeout_s)
+        except TimeoutError:
+            self._agent_timeout_s -= timeout_s
+            if self._agent_timeout_s < 0:
+                raise
+            return None
+
+    def exited(self) -> list[Exited]:
+        """Subprocesses that have ended, reaped."""
+        ended = [(key, p.returncode) for key, p in self._processes.items() if p.poll() is not None]
+        for key, _ in ended:
+            del self._processes[key]
+        return [Exited(role, rank, _cause(code)) for (role, rank), code in ended]
+
+    def close(self) -> None:
+        """Let the agent end its workers; kill what is left."""
+        if self._channel is not None:
+            self._channel.close()
+        deadline = time.monotonic() + (CLOSE_TIMEOUT_S if self._channel is not None else 0)
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes.clear()
+
+
+def _cause(returncode: int) -> str:
+    if returncode < 0:
+        with suppress(ValueError):
+            return f"killed by {signal.Signals(-returncode).name}"
+    return f"exit status {returncode}"

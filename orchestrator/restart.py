@@ -1,0 +1,61 @@
+"""Whether a job that failed is started again, and why. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.spec import RestartPolicy
+from storage.errors import HoldfastError, InfrastructureError, StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """One restart in the run's history: the highest step ever reached when it was decided."""
+
+    highest_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do after a failure; `reason` is what the user is told."""
+
+    restart: bool
+    delay_s: float
+    reason: str
+
+
+def decide(
+    policy: RestartPolicy, history: Sequence[Restart], highest_step: int, failure: Exception, jitter: float
+) -> Decision:
+    """Decide on `failure`, given the restarts so far and the highest step ever reached.
+
+    Only failures of the infrastructure are restarted. A restart costs a token, which training beyond the
+    highest step earns back; `jitter` in [0, 1) spreads the wait ("full jitter").
+    """
+    what = str(failure).splitlines()[-1] if str(failure) else type(failure).__name__
+    if not isinstance(failure, InfrastructureError | StorageError):
+        kind = "configuration" if getattr(failure, "exit_code", 1) == 2 else "user"
+        own = isinstance(failure, HoldfastError)
+        return Decision(False, 0.0, f"not restarted: {what} ({kind if own else 'internal'} error)")
+    tokens = policy.max_restarts
+    reached = 0
+    for restart in history:
+        tokens = min(policy.max_restarts, tokens + (restart.highest_step - reached) // policy.refill_steps)
+        tokens -= 1
+        reached = max(reached, restart.highest_step)
+    tokens = min(policy.max_restarts, tokens + (highest_step - reached) // policy.refill_steps)
+    fruitless = 0
+    for restart in reversed(history):
+        if restart.highest_step < highest_step:
+            break
+        fruitless += 1
+    if fruitless >= policy.crash_loop:
+        return Decision(
+            False, 0.0, f"given up: {fruitless} restarts brought no step beyond {highest_step}: {what}"
+        )
+    if tokens < 1:
+        return Decision(False, 0.0, f"given up: all {policy.max_restarts} restarts are used up: {what}")
+    bound = min(policy.max_backoff_s, policy.backoff_s * 2**fruitless)
+    delay = bound * jitter
+    return Decision(True, delay, f"restarting in {delay:.1f} s ({tokens - 1} restarts left): {what}")

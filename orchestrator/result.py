@@ -1,0 +1,60 @@
+"""How a run stands, as its caller is told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a run stands: what `holdfast run --json` and `holdfast status --json` print."""
+
+    run_dir: str
+    """URL of the run directory."""
+
+    status: str
+    """done, failed, preempted, interrupted or running."""
+
+    error: str | None = None
+    """Why it failed, in words."""
+
+    step: int = 0
+    """The last committed step."""
+
+    attempt: int = 0
+    """Number of the attempt that got there."""
+
+    loss: float | None = None
+    """Mean training loss of the last step."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The other metrics of the last step, and with validation data val_loss, val_accuracy, ..."""
+
+    state_digest: str | None = None
+    """Digest of the last checkpoint's state: equal for two runs if and only if every bit is."""
+
+    restarts: int = 0
+    """How often the job went on after it had ended early, over the whole run."""
+
+    worker_deaths: int = 0
+    """Workers that died and were replaced, over the whole run."""
+
+    steps_lost: int = 0
+    """Steps that had been committed and were trained again, over the whole run."""
+
+    steps_per_s: float | None = None
+    """Committed steps per second of training, of the last attempt."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; numbers that are not finite become null."""
+        value = asdict(self)
+        value["loss"] = finite(self.loss)
+        value["metrics"] = {name: finite(number) for name, number in self.metrics.items()}
+        return value
+
+
+def finite(number: float | None) -> float | None:
+    """The number, or None if JSON has no word for it."""
+    return number if number is not None and math.isfinite(number) else None

@@ -1,0 +1,155 @@
+"""What a user asks for: validated, frozen settings. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from storage.errors import ConfigurationError
+
+
+def _positive(owner: str, name: str, value: object, *, optional: bool = False, zero: bool = False) -> None:
+    if value is None and optional:
+        return
+    least = 0 if zero else 1
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        or_none = " or None" if optional else ""
+        raise ConfigurationError(
+            f"{owner}({name}={value!r}): give a whole number of at least {least}{or_none}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """When checkpoints are written and how many are kept."""
+
+    every_steps: int | None = 100
+    """Steps between checkpoints. None: only the last step, and on preemption."""
+
+    keep: int | None = 3
+    """Newest checkpoints that are kept. None: all."""
+
+    def __post_init__(self) -> None:
+        _positive("Checkpoints", "every_steps", self.every_steps, optional=True)
+        _positive("Checkpoints", "keep", self.keep, optional=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPolicy:
+    """How often and how fast a job is restarted after a failure of the infrastructure.
+
+    Deaths of workers are no restarts: they are replaced without limit, and cost no step.
+    """
+
+    max_restarts: int = 10
+    """Restarts in hand at the start; each costs one."""
+
+    refill_steps: int = 100
+    """Steps beyond the highest ever reached that earn one restart back."""
+
+    backoff_s: float = 1.0
+    """Upper bound of the first wait in seconds; it doubles with each restart that brought no new step."""
+
+    max_backoff_s: float = 60.0
+    """Upper bound of every wait in seconds."""
+
+    crash_loop: int = 3
+    """Restarts in a row without a new highest step after which the job is given up."""
+
+    def __post_init__(self) -> None:
+        _positive("RestartPolicy", "max_restarts", self.max_restarts, zero=True)
+        _positive("RestartPolicy", "refill_steps", self.refill_steps)
+        _positive("RestartPolicy", "crash_loop", self.crash_loop)
+        for name in ("backoff_s", "max_backoff_s"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value >= 0:
+                raise ConfigurationError(
+                    f"RestartPolicy({name}={value!r}): give a number of seconds, 0 or more"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A training job: what to train on what, for how long, and what makes it the same job when it is resumed."""
+
+    model: Callable[[], object]
+    """Called on each worker: returns a compiled `nn` model, or an object with the methods of `Engine`."""
+
+    data: Callable[[], Any]
+    """Called on each worker: returns the training dataset."""
+
+    batch_size: int
+    """Samples of the global batch of a step. Part of the run's identity."""
+
+    steps: int
+    """Steps to train. Not part of the identity: running again with more goes on."""
+
+    microbatches: int | None = None
+    """Pieces that a batch is cut into; at most so many workers can take part. None: the number of workers of
+    the first attempt. Part of the run's identity."""
+
+    seed: int = 0
+    """Of initial values, order of the data and dropout. Part of the run's identity."""
+
+    shuffle: bool = True
+    """Whether each pass over the data has an order of its own. Part of the run's identity."""
+
+    validation: Callable[[], Any] | None = None
+    """Called on each worker: returns the validation dataset."""
+
+    validate_every: int | None = None
+    """Steps between evaluations of the validation data. None: only after the last step."""
+
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    """When to write checkpoints."""
+
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    """What to do after failures."""
+
+    determinism: Literal["strict", "warn"] = "strict"
+    """What happens on a machine whose arithmetic gives other bits than the run's: refuse it, or say so."""
+
+    def __post_init__(self) -> None:
+        for name in ("model", "data"):
+            if not callable(getattr(self, name)):
+                kind = type(getattr(self, name)).__name__
+                raise ConfigurationError(f"Job({name}=...): give a function without arguments, not {kind}")
+        if self.validation is not None and not callable(self.validation):
+            kind = type(self.validation).__name__
+            raise ConfigurationError(f"Job(validation=...): give a function without arguments, not {kind}")
+        _positive("Job", "batch_size", self.batch_size)
+        _positive("Job", "steps", self.steps)
+        _positive("Job", "microbatches", self.microbatches, optional=True)
+        _positive("Job", "seed", self.seed, zero=True)
+        if self.seed >= 1 << 64:
+            raise ConfigurationError(f"Job(seed={self.seed}): give a number below 2**64")
+        _positive("Job", "validate_every", self.validate_every, optional=True)
+        if self.microbatches is not None:
+            check_microbatches(self.batch_size, self.microbatches)
+        if not isinstance(self.checkpoints, Checkpoints):
+            raise ConfigurationError("Job(checkpoints=...): give orchestrator.Checkpoints(...)")
+        if not isinstance(self.restart, RestartPolicy):
+            raise ConfigurationError("Job(restart=...): give orchestrator.RestartPolicy(...)")
+        if self.determinism not in ("strict", "warn"):
+            raise ConfigurationError(f"Job(determinism={self.determinism!r}): give 'strict' or 'warn'")
+
+
+def check_microbatches(batch_size: int, microbatches: int) -> None:
+    """Raise ConfigurationError if a batch cannot be cut into so many pieces."""
+    if batch_size < microbatches:
+        raise ConfigurationError(
+            f"a batch of {batch_size} samples cannot be cut into {microbatches} microbatches: give a batch_size "
+            f"of at least {microbatches}, or fewer microbatches"
+        )
+
+
+def check_workers(workers: int, microbatches: int) -> None:
+    """Raise ConfigurationError if there are no workers, or more than can ever have work."""
+    if workers < 1:
+        raise ConfigurationError(f"{workers} workers cannot train: give --workers 1 or more")
+    if workers > microbatches:
+        raise ConfigurationError(
+            f"{workers} workers are more than the job's {microbatches} microbatches, of which each needs at "
+            f"least one: give --workers {microbatches} or fewer (or a new run with more microbatches)"
+        )

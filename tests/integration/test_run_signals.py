@@ -1,0 +1,76 @@
+"""A run that is asked to stop does so in order, and the same command goes on with the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.harness import Progress, latest
+
+if TYPE_CHECKING:
+    from tests.conftest import Reference
+    from tests.integration.harness import Place
+
+STEPS = 120
+
+
+def test_sigterm_checkpoints_the_step_and_exits_75(place: Place, reference: Reference) -> None:
+    progress = Progress(place.root / "progress")
+    settings = {"delay_s": 0.01, "every": 1000, "progress": progress}
+    run = place.begin(steps=STEPS, settings=settings)
+    run.until(lambda: progress.steps > 10, "training")
+    os.kill(run.popen.pid, signal.SIGTERM)
+    outcome = run.wait(30).expect(75)
+    result = outcome.result
+    assert result["status"] == "preempted", str(outcome)
+    assert 5 < result["step"] < STEPS, str(outcome)
+    checkpoint = latest(place.root / "run")
+    assert checkpoint.step == result["step"], str(outcome)
+    place.assert_no_process()
+    status = place.cli("status", "run", "--json").expect(0).result
+    assert (status["status"], status["step"]) == ("preempted", result["step"])
+    place.forget_memory()  # the checkpoint must do
+    progress.clear()
+    again = place.run(workers=3, steps=STEPS, settings=settings).done()
+    assert again["attempt"] == 2
+    assert again["steps_lost"] == 0
+    assert again["state_digest"] == reference(steps=STEPS)["state_digest"]
+    assert progress.steps < STEPS - result["step"] + 10, "steps before the checkpoint were computed again"
+    place.assert_nothing_left()
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["driver", "whole group, as Ctrl-C in a terminal"])
+def test_sigint_exits_130_and_the_same_command_resumes(
+    place: Place, reference: Reference, group: bool
+) -> None:
+    progress = Progress(place.root / "progress")
+    settings = {"delay_s": 0.01, "every": 20, "progress": progress}
+    run = place.begin(steps=STEPS, settings=settings)
+    run.until(lambda: progress.steps > 30, "training")
+    (os.killpg if group else os.kill)(run.popen.pid, signal.SIGINT)
+    outcome = run.wait(30).expect(130)
+    assert outcome.result["status"] == "interrupted", str(outcome)
+    assert "Traceback" not in outcome.stderr, str(outcome)
+    place.assert_no_process()
+    again = place.run(steps=STEPS, settings=settings).done()
+    assert again["attempt"] == 2
+    assert again["state_digest"] == reference(steps=STEPS)["state_digest"]
+    place.assert_nothing_left()
+
+
+def test_signals_twice_and_during_the_start_leave_a_run_that_resumes(
+    place: Place, reference: Reference
+) -> None:
+    run = place.begin(steps=60)
+    run.until(lambda: (place.root / "run" / "run.json").exists(), "run.json")
+    os.kill(run.popen.pid, signal.SIGTERM)
+    if run.running():
+        run.driver.send_signal(signal.SIGTERM)
+    code = run.wait(30).code
+    assert code in (0, 75, -signal.SIGTERM), str(run.outcome())
+    place.assert_no_process()
+    assert place.run(steps=60).done()["state_digest"] == reference()["state_digest"]
+    place.assert_nothing_left(sockets=False)

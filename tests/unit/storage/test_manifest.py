@@ -1,0 +1,146 @@
+import json
+import math
+
+import pytest
+from blake3 import blake3
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.errors import CorruptCheckpoint
+from storage.manifest import MAX_NBYTES, ArrayInfo, Base, Manifest, ObjectInfo
+from storage.strict_json import canonical
+
+names = st.from_regex(r"[a-z0-9_][a-z0-9_.]{0,6}(/[a-z0-9_]{1,6}){0,2}", fullmatch=True)
+digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
+numbers = st.integers(0, 10**9)
+bases = st.builds(Base, numbers, numbers)
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
+arrays = st.lists(
+    st.builds(ArrayInfo, names, st.sampled_from(["float32", "int64"]), numbers, digests),
+    max_size=3,
+    unique_by=lambda a: a.name,
+).map(tuple)
+manifests = st.builds(
+    Manifest,
+    run_id=st.uuids().map(str),
+    attempt=numbers,
+    nonce=st.binary(min_size=8, max_size=8).map(bytes.hex),
+    step=numbers,
+    parent=st.none() | bases,
+    arrays=arrays,
+    objects=st.dictionaries(names, st.builds(ObjectInfo, numbers, digests), max_size=4),
+    state_digest=digests,
+    counters=st.dictionaries(st.text(max_size=8), plain | st.text(max_size=8) | st.lists(plain), max_size=3),
+    metrics=st.dictionaries(st.text(max_size=8), st.floats(), max_size=3),
+    fingerprint=st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3),
+    versions=st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3),
+)
+
+
+def example():
+    return Manifest(
+        run_id="r",
+        attempt=3,
+        nonce="0123456789abcdef",
+        step=100,
+        parent=Base(50, 2),
+        arrays=(ArrayInfo("params", "float32", 10, "ab" * 32),),
+        objects={"params/c/0": ObjectInfo(5, "cd" * 32)},
+        state_digest="ef" * 32,
+        counters={"epoch": 1},
+        metrics={"loss": 0.5},
+        fingerprint={"numpy": "2"},
+        versions={"holdfast": "0"},
+    )
+
+
+def forged(**changes):
+    """A manifest with fields replaced, whose own digest is right nevertheless."""
+    doc = json.loads(example().to_bytes())
+    del doc["self"]
+    doc |= changes
+    doc = {key: value for key, value in doc.items() if value is not Ellipsis}
+    doc["self"] = blake3(canonical(doc)).hexdigest()
+    return canonical(doc)
+
+
+@given(manifests)
+def test_a_manifest_survives_its_bytes(manifest):
+    data = manifest.to_bytes()
+    again = Manifest.parse(data)
+    assert again.to_bytes() == data
+    assert (again.arrays, again.objects, again.parent) == (manifest.arrays, manifest.objects, manifest.parent)
+    for name, x in manifest.metrics.items():
+        assert again.metrics[name] == x or (math.isnan(x) and math.isnan(again.metrics[name]))
+
+
+@given(manifests, st.data())
+def test_any_changed_byte_is_found(manifest, data):
+    good = manifest.to_bytes()
+    at = data.draw(st.integers(0, len(good) - 1))
+    bad = bytearray(good)
+    bad[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(CorruptCheckpoint):
+        Manifest.parse(bytes(bad))
+    with pytest.raises(CorruptCheckpoint):
+        Manifest.parse(good[:at])
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_anything_else_is_a_corrupt_checkpoint(data):
+    with pytest.raises(CorruptCheckpoint):
+        Manifest.parse(data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"format": 2}, "format 2 is not known"),
+        ({"step": -1}, "step -1"),
+        ({"step": True}, "step is bool, not int"),
+        ({"step": 1.5}, "step is float, not int"),
+        ({"step": ...}, r"missing \['step'\]"),
+        ({"extra": 1}, r"unknown \['extra'\]"),
+        ({"nonce": "../../x"}, "not a nonce"),
+        ({"state_digest": "x"}, "state_digest"),
+        ({"parent": {"step": 1}}, r"parent: missing \['attempt'\]"),
+        ({"objects": {"../../etc/passwd": {"bytes": 1, "blake3": "ab" * 32}}}, "bad name"),
+        ({"objects": {"/abs": {"bytes": 1, "blake3": "ab" * 32}}}, "bad name"),
+        ({"objects": {"s3://x/y": {"bytes": 1, "blake3": "ab" * 32}}}, "bad name"),
+        ({"objects": {"a": {"bytes": -1, "blake3": "ab" * 32}}}, "size -1"),
+        ({"objects": {"a": {"bytes": 1, "blake3": "zz"}}}, "not a BLAKE3"),
+        ({"objects": {"a": 1}}, "object a is not an object"),
+        ({"arrays": [{"name": "p", "dtype": "object", "length": 1, "layout": "ab" * 32}]}, "dtype 'object'"),
+        ({"arrays": [{"name": "p", "dtype": "int8", "length": 1 << 60, "layout": "ab" * 32}]}, "length"),
+        ({"arrays": [{"name": "p", "dtype": "int8", "length": 1, "layout": "ab" * 32}] * 2}, "same name"),
+        ({"metrics": {"loss": "high"}}, "metric loss"),
+        ({"versions": {"numpy": 2}}, "version of numpy"),
+    ],
+)
+def test_a_forged_field_is_named(changes, fault):
+    with pytest.raises(CorruptCheckpoint, match=fault):
+        Manifest.parse(forged(**changes))
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"[" * 100_000 + b"]" * 100_000, "nested deeper"),
+        (b'{"a":' * 20 + b"1" + b"}" * 20, "nested deeper"),
+        (b'{"a":1,"a":1}', "repeated"),
+        (b'{"a":NaN}', "NaN is not JSON"),
+        (b'{"a":1e999}', "too large"),
+        (b'{"a":' + b"9" * 10_000 + b"}", "limit"),
+        (b" " * (MAX_NBYTES + 1), "more than"),
+        (b"\xff", "utf-8"),
+        (b"1", "not an object"),
+    ],
+)
+def test_hostile_json_is_refused_with_its_reason(data, fault):
+    with pytest.raises(CorruptCheckpoint, match=fault):
+        Manifest.parse(data)

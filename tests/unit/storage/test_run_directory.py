@@ -1,0 +1,254 @@
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from storage.catalog import attempt_key
+from storage.checkpoint import restore
+from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, StorageError, Superseded
+from storage.manifest import MANIFEST, Base
+from storage.run_directory import RunDirectory
+from storage.store import open_store
+from storage.testing import FaultyStore, MemoryStore
+from tests.unit.storage.states import ARRAYS, empty, new_run, save
+
+
+@pytest.fixture(params=["memory", "local"])
+def store(request, tmp_path):
+    return MemoryStore() if request.param == "memory" else open_store(str(tmp_path / "run"))
+
+
+def begun(store, base=None):
+    """A run with an attempt that has recorded its base."""
+    run = new_run(store)
+    attempt = run.claim_attempt()
+    run.record_base(attempt, base)
+    return run, attempt
+
+
+def steps(run):
+    return [(e.step, e.attempt, e.status) for e in run.entries()]
+
+
+def test_the_first_identity_stands(store):
+    run, other = RunDirectory(store), RunDirectory(store)
+    assert run.identity() is None
+    first = run.create_identity({"seed": 1})
+    assert first["seed"] == 1
+    assert {"format", "run_id", "place_id", "created_at"} <= first.keys()
+    assert other.create_identity({"seed": 2}) == first
+    assert RunDirectory(store).identity() == first
+
+
+def test_a_damaged_or_newer_identity_is_named(store):
+    store.write("run.json", [b'{"format":1'])
+    with pytest.raises(CorruptCheckpoint, match=r"run\.json"):
+        RunDirectory(store).identity()
+    store.write("run.json", [b'{"format":2,"run_id":"x"}'])
+    with pytest.raises(ConfigurationError, match="format 2, this version reads 1"):
+        RunDirectory(store).identity()
+
+
+def test_attempts_count_up_from_one(store):
+    run = RunDirectory(store)
+    assert run.newest_attempt() == 0
+    assert [run.claim_attempt().number for _ in range(3)] == [1, 2, 3]
+    assert run.newest_attempt() == 3
+
+
+def test_racing_claimers_get_different_numbers(store):
+    barrier = threading.Barrier(4)
+
+    def claim(_):
+        barrier.wait(20)
+        return RunDirectory(store).claim_attempt()
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            claims = [*pool.map(claim, range(4))]
+            assert len({a.number for a in claims}) == 4
+            assert len({a.nonce for a in claims}) == 4
+
+
+def test_a_number_is_left_to_a_claim_that_was_there_before(store):
+    class Late(FaultyStore):
+        def create(self, key, data):
+            if key.startswith("attempts/00000001"):  # another one is faster after both have listed
+                self.inner.create(attempt_key(1, "00112233"), b"{}")
+            return super().create(key, data)
+
+    assert RunDirectory(Late(store)).claim_attempt().number == 2
+
+
+def test_a_checkpoint_counts_only_once_its_attempt_has_recorded_a_base(store):
+    run = new_run(store)
+    attempt = run.claim_attempt()
+    save(run, attempt, 1)
+    assert run.latest() is None
+    assert steps(run) == [(1, 1, "invalid")]
+    run.record_base(attempt, None)
+    latest = run.latest()
+    assert latest is not None
+    assert latest.manifest is not None
+    assert (latest.step, latest.status, latest.manifest.step) == (1, "latest", 1)
+    assert steps(run) == [(1, 1, "latest")]
+
+
+def test_a_base_is_recorded_once_and_the_same_again_is_no_error(store):
+    run, _ = begun(store)
+    second = run.claim_attempt()
+    run.record_base(second, Base(10, 1))
+    run.record_base(second, Base(10, 1))
+    with pytest.raises(CheckpointError, match="another base"):
+        run.record_base(second, Base(20, 1))
+
+
+def test_a_base_on_no_line_is_refused(store):
+    run, _ = begun(store)
+    with pytest.raises(CheckpointError, match="on no recorded line"):
+        run.record_base(run.claim_attempt(), Base(10, 9))
+
+
+def test_resuming_earlier_cuts_off_what_came_after(store):
+    run, first = begun(store)
+    for step in (10, 20, 30):
+        save(run, first, step)
+    second = run.claim_attempt()
+    run.record_base(second, Base(20, first.number))
+    assert steps(run) == [(10, 1, "complete"), (20, 1, "latest"), (30, 1, "invalid")]
+    save(run, second, 30)
+    assert steps(run)[-2:] == [(30, 1, "invalid"), (30, 2, "latest")]
+    third = run.claim_attempt()
+    run.record_base(third, Base(30, second.number))
+    assert [(e.step, e.attempt) for e in run.candidates()] == [(30, 2), (20, 1), (10, 1)]
+
+
+def test_losing_older_attempt_files_changes_nothing(store):
+    run, first = begun(store)
+    save(run, first, 10)
+    second = run.claim_attempt()
+    run.record_base(second, Base(10, 1))
+    save(run, second, 20)
+    before = steps(run)
+    store.delete([attempt_key(1, first.nonce), attempt_key(1, first.nonce, ".base")])
+    assert steps(RunDirectory(store)) == before
+    assert RunDirectory(store).claim_attempt().number == 3
+
+
+def test_an_attempt_that_recorded_no_base_cuts_nothing_off_but_fences(store):
+    run, first = begun(store)
+    save(run, first, 10)
+    run.claim_attempt()
+    assert run.latest() is not None
+    with pytest.raises(Superseded):
+        save(run, first, 20)
+
+
+def test_candidates_fall_back_past_what_is_damaged(store):
+    run, attempt = begun(store)
+    directories = [save(run, attempt, step)[0] for step in (10, 20, 30, 40)]
+    store.delete([f"{directories[3]}/params/c/0"])
+    manifest = bytearray(store.read(f"{directories[2]}/{MANIFEST}"))
+    manifest[50] ^= 1
+    store.write(f"{directories[2]}/{MANIFEST}", [bytes(manifest)])
+    shard = bytearray(store.read(f"{directories[1]}/params/c/0"))
+    shard[50] ^= 1
+    store.write(f"{directories[1]}/params/c/0", [bytes(shard)])
+
+    run = RunDirectory(store)
+    assert steps(run) == [
+        (10, 1, "complete"),
+        (20, 1, "latest"),
+        (30, 1, "incomplete"),
+        (40, 1, "incomplete"),
+    ]
+    assert [bool(e.reason) for e in run.entries()] == [False, False, True, True]
+    tried = []
+    for entry in run.candidates():
+        tried.append(entry.step)
+        try:
+            restore(store, entry.directory, entry.manifest, ARRAYS, empty(ARRAYS))
+            break
+        except CorruptCheckpoint:
+            continue
+    assert tried == [20, 10]
+
+
+def test_a_checkpoint_of_another_run_does_not_count(store):
+    run, attempt = begun(store)
+    save(run, attempt, 10)
+    other, other_attempt = begun(MemoryStore())
+    directory, _ = save(other, other_attempt, 20)
+    for key in other.store.list(directory):
+        store.write(key, [other.store.read(key)])
+    assert [e.status for e in run.entries()] == ["latest", "invalid"]
+    assert run.latest().step == 10
+
+
+def test_retention_keeps_the_newest_and_removes_the_manifest_first():
+    inner = MemoryStore()
+    run, attempt = begun(inner)
+    for step in (10, 20, 30, 40):
+        save(run, attempt, step)
+    run.store = FaultyStore(inner)
+    deleted = run.retain(2)
+    assert [d.split("-")[1] for d in deleted] == ["000000000010", "000000000020"]
+    assert steps(run) == [(30, 1, "complete"), (40, 1, "latest")]
+    deletions = [keys for verb, keys in run.store.operations if verb == "delete"]
+    assert deletions[0] == f"{deleted[0]}/{MANIFEST}"
+    assert not [key for key in inner.list() if key.startswith(tuple(deleted))]
+
+
+def test_retention_spares_the_base_of_the_newest_attempt_and_other_lines(store):
+    run, first = begun(store)
+    for step in (10, 20, 30):
+        save(run, first, step)
+    second = run.claim_attempt()
+    run.record_base(second, Base(20, 1))
+    for step in (40, 50):
+        save(run, second, step)
+    run.retain(1)
+    assert steps(run) == [(20, 1, "complete"), (30, 1, "invalid"), (50, 2, "latest")]
+
+
+def test_a_retention_that_dies_half_way_leaves_an_incomplete_checkpoint_at_worst():
+    for fail_at in range(12):
+        inner = MemoryStore()
+        run, attempt = begun(inner)
+        for step in (10, 20, 30):
+            save(run, attempt, step)
+        run.store = FaultyStore(inner, fail_at, "torn")
+        with contextlib.suppress(StorageError):
+            run.retain(1)
+        fresh = RunDirectory(inner)
+        latest = fresh.latest()
+        assert latest.step == 30
+        restore(inner, latest.directory, latest.manifest, ARRAYS, empty(ARRAYS))
+
+
+def test_the_sign_of_life_is_that_of_the_newest_attempt_that_gave_one(store):
+    run = RunDirectory(store)
+    assert run.newest_beat() is None
+    first, second = run.claim_attempt(), run.claim_attempt()
+    run.beat(first, {"counter": 1, "host": "a"})
+    run.beat(second, {"counter": 1})
+    run.beat(second, {"counter": 2, "closed": False})
+    run.claim_attempt()
+    beat = run.newest_beat()
+    assert beat == {"counter": 2, "closed": False, "attempt": 2, "nonce": second.nonce}
+
+
+def test_the_journal_is_that_of_all_attempts_in_order(store):
+    run = RunDirectory(store)
+    first, second = run.claim_attempt(), run.claim_attempt()
+    assert run.journal() == []
+    run.write_journal(second, [{"event": "start"}, {"event": "loss", "value": float("nan")}])
+    run.write_journal(first, [{"event": "old"}])
+    run.write_journal(first, [{"event": "old"}, {"event": "line\nbreak"}])
+    assert run.journal() == [
+        {"event": "old"},
+        {"event": "line\nbreak"},
+        {"event": "start"},
+        {"event": "loss", "value": "NaN"},
+    ]

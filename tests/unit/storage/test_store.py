@@ -1,0 +1,202 @@
+import errno
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from storage import store as store_module
+from storage.errors import ConfigurationError, MissingExtra, ObjectMissing, StorageError
+from storage.store import FileStore, ObjectStore, open_store
+from storage.testing import FaultyStore, MemoryStore, StoreContract
+
+
+class TestFileStore(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path):
+        return open_store(str(tmp_path / "a run"))
+
+
+class TestFileUrl(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path):
+        return open_store(f"file://{tmp_path}/run")
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def store(self):
+        return MemoryStore()
+
+
+def test_opening_touches_nothing(tmp_path):
+    open_store(str(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relative_path_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = open_store("runs/one")
+    assert store.url == f"{tmp_path}/runs/one"
+
+
+def test_scratch_files_are_never_objects(tmp_path):
+    store = open_store(str(tmp_path))
+    store.write("d/k", [b"x"])
+    (tmp_path / "d" / ".tmp-0123").write_bytes(b"torn")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "x").write_bytes(b"")
+    assert store.list() == {"d/k": 1}
+
+
+def test_a_failed_write_leaves_the_old_object_and_no_scratch(tmp_path, monkeypatch):
+    store = open_store(str(tmp_path))
+    store.write("d/k", [b"old"])
+
+    def full(fd, buffers):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store_module.os, "writev", full)
+    with pytest.raises(StorageError, match="d/k: No space left on device"):
+        store.write("d/k", [b"new"])
+    assert store.read("d/k") == b"old"
+    assert os.listdir(tmp_path / "d") == ["k"]
+
+
+def test_short_writes_are_carried_on(tmp_path, monkeypatch):
+    real = os.writev
+    monkeypatch.setattr(store_module.os, "writev", lambda fd, buffers: real(fd, [buffers[0][:3]]))
+    store = open_store(str(tmp_path))
+    assert store.write("k", [b"0123456789", b"", b"abcde"]) == 15
+    assert store.read("k") == b"0123456789abcde"
+
+
+def test_files_and_new_directories_are_flushed_before_the_name_appears(tmp_path, monkeypatch):
+    events = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(fd):
+        events.append(("fsync", os.readlink(f"/proc/self/fd/{fd}")))
+        real_fsync(fd)
+
+    def replace(a, b):
+        events.append(("replace", str(b)))
+        real_replace(a, b)
+
+    monkeypatch.setattr(store_module.os, "fsync", fsync)
+    monkeypatch.setattr(store_module.os, "replace", replace)
+    root = str(tmp_path / "run")
+    open_store(root).write("d/k", [b"x"])
+    names = [(what, path.replace(str(tmp_path), "")) for what, path in events]
+    assert names[:2] == [("fsync", ""), ("fsync", "/run")]  # run and d were made
+    assert names[2][1].startswith("/run/d/.tmp-")
+    assert names[3:] == [("replace", "/run/d/k"), ("fsync", "/run/d")]
+
+
+def test_deleting_the_last_object_removes_its_directories_but_not_the_root(tmp_path):
+    store = open_store(str(tmp_path / "run"))
+    store.write("a/b/c", [b"x"])
+    store.write("k", [b"x"])
+    store.delete(["a/b/c", "k"])
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_a_place_that_cannot_be_written_is_a_configuration_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    store = open_store(str(tmp_path / "file" / "run"))
+    with pytest.raises(ConfigurationError, match=r"file/run.*Not a directory"):
+        store.write("k", [b"x"])
+    with pytest.raises(ConfigurationError, match="/proc/run"):
+        open_store("/proc/run").write("k", [b"x"])
+
+
+@pytest.mark.parametrize("url", ["", "nosuch://x/y", "simplecache::s3://b/x", "a\0b"])
+def test_a_url_that_cannot_work_is_refused(url):
+    with pytest.raises(ConfigurationError):
+        open_store(url)
+
+
+def test_a_missing_backend_names_the_extra_to_install(monkeypatch):
+    import fsspec
+
+    def missing(scheme):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    with pytest.raises(MissingExtra, match=r"pip install 'holdfast\[s3\]'"):
+        open_store("s3://bucket/run")
+
+
+def test_errors_of_a_backend_are_translated_with_url_and_cause(monkeypatch):
+    store = ObjectStore("memory://somewhere")
+    fs, _ = store._open()
+
+    def raising(error):
+        def pipe_file(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(fs, "pipe_file", pipe_file)
+
+    class NoCredentialsError(Exception):
+        pass
+
+    raising(PermissionError("Access Denied"))
+    with pytest.raises(ConfigurationError, match=r"memory://somewhere/k: Access Denied"):
+        store.write("k", [b"x"])
+    raising(NoCredentialsError("Unable to locate credentials"))
+    with pytest.raises(ConfigurationError, match="Unable to locate credentials"):
+        store.create("k", b"x")
+    raising(RuntimeError("connection\nreset"))
+    with pytest.raises(StorageError, match=r"memory://somewhere/k: connection reset") as info:
+        store.create("k", b"x")
+    assert "\n" not in str(info.value)
+    assert isinstance(info.value.__cause__, RuntimeError)
+
+
+def test_a_create_whose_answer_was_lost_is_recognised_by_its_content(monkeypatch):
+    store = MemoryStore()
+    fs, _ = store._open()
+    real = fs.pipe_file
+
+    def lost(path, value, mode="overwrite", **kwargs):
+        real(path, value, mode=mode)
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(fs, "pipe_file", lost)
+    assert store.create("k", b"nonce 1") is True
+    assert store.create("k", b"nonce 2") is False
+
+
+def test_a_fork_gets_an_instance_of_its_own(monkeypatch):
+    store = MemoryStore()
+    first = store._open()[0]
+    assert store._open()[0] is first
+    monkeypatch.setattr(store_module.os, "getpid", lambda: -1)
+    assert store._open()[0] is not first
+
+
+def test_pickling_carries_the_url_alone(tmp_path):
+    for store in (MemoryStore(), FileStore(str(tmp_path))):
+        store.write("k", [b"x"])
+        assert len(pickle.dumps(store)) < 300
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "torn"])
+def test_a_faulty_store_fails_once_as_told(fault):
+    store = FaultyStore(MemoryStore(), fail_at=1, fault=fault)
+    store.write("a", [b"0123"])
+    with pytest.raises(StorageError):
+        store.write("b", [b"0123"])
+    assert store.list("") == {"before": {"a": 4}, "after": {"a": 4, "b": 4}, "torn": {"a": 4, "b": 2}}[fault]
+    assert store.operations == [("write", "a"), ("write", "b"), ("list", "")]
+    with pytest.raises(ObjectMissing):
+        store.read("c")
+
+
+def test_importing_storage_is_cheap():
+    code = (
+        "import sys, storage, storage.store, storage.run_directory, storage.checkpoint\n"
+        "assert not {'fsspec', 'zarr', 'ray', 'pytest'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,202 @@
+"""The agent of a node: it owns the shared memory, gives out work, is the barrier and commits steps.
+
+`AgentLoop.run` is a single-threaded loop over Unix sockets and pidfds; `exchange` is how the coordinator
+speaks with it from another thread. What is trained next is decided in `Agent`, which does no waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+
+from workers.channel import Channel, accept, listen
+from workers.messages import Close, Command, Event, Progress
+from workers.processes import ProcessId
+from workers.training import Training
+
+LEASE_S = 10.0
+"""Seconds without a word from a coordinator after which an agent ends itself and its workers."""
+
+LEAVE_TIMEOUT_S = 2.0
+"""Seconds that a worker or writer has to leave before it is killed."""
+
+
+class _Connection:
+    """A peer (see `training.Peer`) with its channel, and the pidfd that tells of its end."""
+
+    __slots__ = ("channel", "id", "pidfd", "process", "rank", "role")
+
+    def __init__(self, number: int, channel: Channel) -> None:
+        self.id = number
+        self.channel: Channel | None = channel
+        self.role = ""
+        self.rank = 0
+        self.pidfd = -1
+        self.process = ProcessId(0, 0)
+
+    def send(self, *message: object) -> None:
+        """Send unless cut off."""
+        if self.channel is not None:
+            with suppress(OSError):  # the end of the stream will be read, and is what counts
+                self.channel.send(*message)
+
+
+class AgentLoop:
+    """Serves workers, writers and a coordinator until closed or left alone for `lease_s`."""
+
+    def __init__(self, address: str, *, lease_s: float = LEASE_S) -> None:
+        self.address = address
+        self._lease_s = lease_s
+        self._training = Training()
+        self._selector = selectors.DefaultSelector()
+        self._inbox: deque[Command] = deque()
+        self._condition = threading.Condition()
+        self._outbox: list[Event] = []
+        self._progress = Progress()
+        self._last_word = 0.0
+        self._closed = False
+        self._wake, self._woken = socket.socketpair()
+        self._next_id = 0
+        self._peers: dict[int, _Connection] = {}
+
+    # -- the coordinator's side: any thread ---------------------------------------------------------------
+
+    def exchange(self, commands: Sequence[Command], timeout_s: float) -> tuple[list[Event], Progress]:
+        """Hand over commands; wait until something happened, `timeout_s` at most, and return it."""
+        with self._condition:
+            self._last_word = time.monotonic()
+            if commands:
+                self._inbox.extend(commands)
+                self._wake.send(b"\0")
+            self._condition.wait_for(lambda: bool(self._outbox) or self._closed, timeout_s)
+            events, self._outbox = self._outbox, []
+            self._last_word = time.monotonic()
+            return events, self._progress
+
+    # -- the loop -----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until closed. Every worker and writer has ended when this returns."""
+        listener = listen(self.address)
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._obey)
+        self._last_word = time.monotonic()
+        try:
+            while not self._closed:
+                for key, _ in self._selector.select(timeout=1.0):
+                    key.data(key.fileobj)
+                self._publish()
+                if time.monotonic() - self._last_word > self._lease_s:
+                    break
+        finally:
+            listener.close()
+            self._end_everyone()
+            self._training.release()
+            with self._condition:
+                self._closed = True
+                self._condition.notify_all()
+
+    def _publish(self) -> None:
+        events = self._training.take_events()
+        with self._condition:
+            self._progress = self._training.progress()
+            if events:
+                self._outbox += events
+                self._condition.notify_all()
+
+    def _accept(self, listener: socket.socket) -> None:
+        channel = accept(listener)
+        if channel is None:
+            return
+        self._next_id += 1
+        peer = _Connection(self._next_id, channel)
+        self._peers[peer.id] = peer
+        self._selector.register(channel.socket, selectors.EVENT_READ, lambda _: self._read(peer))
+
+    def _obey(self, woken: socket.socket) -> None:
+        woken.recv(4096)
+        while self._inbox:
+            command = self._inbox.popleft()
+            if isinstance(command, Close):
+                if command.remove:
+                    self._training.remove_arena()
+                self._closed = True
+                return
+            self._training.obey(command)
+
+    def _read(self, peer: _Connection) -> None:
+        if peer.channel is None:
+            return  # cut off earlier in this round of events
+        try:
+            messages = peer.channel.receive_ready()
+        except EOFError:
+            self._cut_off(peer)
+            return
+        for kind, *arguments in messages:
+            if kind == "join":
+                self._watch(peer, *arguments)
+            else:
+                self._training.hear(peer, kind, *arguments)
+        for superseded in self._training.take_superseded():
+            self._cut_off(self._peers[superseded])
+
+    def _watch(self, peer: _Connection, role: str, rank: int, pid: int) -> None:
+        peer.role, peer.rank = role, rank
+        peer.process = ProcessId.of(pid)
+        try:
+            peer.pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._cut_off(peer)
+            return
+        self._selector.register(peer.pidfd, selectors.EVENT_READ, lambda _: self._ended(peer))
+
+    def _cut_off(self, peer: _Connection) -> None:
+        """A peer is dead or superseded: hand on its work, kill it, and wait for its end by the pidfd."""
+        if peer.channel is None:
+            return
+        self._selector.unregister(peer.channel.socket)
+        peer.channel.close()
+        peer.channel = None
+        if peer.pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(peer.pidfd, signal.SIGKILL)
+            self._training.lose(peer)
+        else:
+            del self._peers[peer.id]
+
+    def _ended(self, peer: _Connection) -> None:
+        """The process is known to have ended: what it could write can be used again."""
+        self._cut_off(peer)
+        self._selector.unregister(peer.pidfd)
+        os.close(peer.pidfd)
+        del self._peers[peer.id]
+        self._training.bury(peer)
+
+    def _end_everyone(self) -> None:
+        """Ask every peer to leave, and kill whom that does not move."""
+        leaving = [peer for peer in self._peers.values() if peer.channel is not None]
+        with selectors.DefaultSelector() as selector:
+            for peer in leaving:
+                peer.send("exit")
+                selector.register(peer.channel.socket, selectors.EVENT_READ, peer)
+            deadline = time.monotonic() + LEAVE_TIMEOUT_S
+            while selector.get_map() and (left := deadline - time.monotonic()) > 0:
+                for key, _ in selector.select(left):
+                    with suppress(EOFError):
+                        key.data.channel.receive_ready()
+                        continue
+                    selector.unregister(key.fileobj)
+                    leaving.remove(key.data)
+        for peer in self._peers.values():
+            if peer.pidfd >= 0 and (peer.channel is None or peer in leaving):
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(peer.pidfd, signal.SIGKILL)
+                select.select([peer.pidfd], [], [], LEAVE_TIMEOUT_S)

@@ -1,0 +1,47 @@
+"""Finding, taking over and making the arena of a run on this node."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from storage.errors import InfrastructureError
+from workers.processes import ProcessId, end_process, shared_memory_directory
+from workers.state import Arena, ArenaSpec
+
+
+def arena_path(place_id: str) -> str:
+    """Where a run's arena is on this node."""
+    return os.path.join(shared_memory_directory(), f"holdfast-{place_id}")
+
+
+def open_arena(spec: ArenaSpec) -> Arena:
+    """The arena of a run, owned by this process: the one that is left on the node, else a new one.
+
+    A surviving owner and every process that could still write are ended first. An arena of another shape, or
+    one that was never finished, is replaced. Raises SharedMemoryTooSmall.
+    """
+    path = arena_path(spec.place_id)
+    arena: Arena | None = None
+    with suppress(FileNotFoundError, ValueError, KeyError):
+        arena = Arena.attach(path)
+    if arena is not None:
+        _take_over(arena)
+        if arena.spec != spec:
+            arena = None
+    if arena is None:
+        arena = Arena.create(path, spec)
+    arena.own(ProcessId.current())
+    return arena
+
+
+def _take_over(arena: Arena) -> None:
+    """Take the lock of an arena that another process may own, after ending all who could write to it."""
+    for process in arena.processes():
+        if not end_process(process):
+            raise InfrastructureError(
+                f"process {process.pid} holds the run's shared memory {arena.path} and cannot be killed"
+            )
+    if not arena.lock():
+        raise InfrastructureError(f"another process holds the run's shared memory {arena.path}")
+    arena.forget_processes()

@@ -1,0 +1,140 @@
+"""The assignment of a phase's items to workers, and when the phase is complete. Pure: no I/O, no clock.
+
+A phase is a set of items (microbatches, segments, validation batches) that workers compute independently. A
+worker that dies or is declared dead is *superseded*: its unfinished items go to the others at once, but no
+slot that it may still write is given out again, and the phase does not end, until it is known to be gone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workers.schedule import share
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Items for one worker, in order; with slots, `slots[i]` is where the result of `items[i]` goes."""
+
+    worker: int
+    items: tuple[int, ...]
+    slots: tuple[int, ...]
+
+
+class Barrier:
+    """Members, their unfinished items, and the slots that results are written to."""
+
+    __slots__ = (
+        "_busy",
+        "_deaths",
+        "_errors",
+        "_free",
+        "_retiring",
+        "_slots_of",
+        "_todo",
+        "_use_slots",
+        "slots",
+    )
+
+    def __init__(self, num_slots: int) -> None:
+        self._busy: dict[int, list[int]] = {}  # worker -> unfinished items, in the order it works on them
+        self._retiring: dict[int, list[int]] = {}  # superseded worker -> slots that it may still write
+        self._slots_of: dict[tuple[int, int], int] = {}  # (worker, item) -> slot
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._todo: deque[int] = deque()
+        self._deaths: Counter[int] = Counter()
+        self._errors: Counter[int] = Counter()
+        self._use_slots = False
+        self.slots: dict[int, int] = {}
+        """Item -> slot of its accepted result."""
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Workers that can be given work."""
+        return tuple(self._busy)
+
+    @property
+    def complete(self) -> bool:
+        """Every item is done, and nobody who was superseded can write any more."""
+        return not self._todo and not self._retiring and not any(self._busy.values())
+
+    def begin(self, items: Sequence[int], *, use_slots: bool) -> list[Assignment]:
+        """Start a phase. The slots of the phase before last are free again if this one uses slots."""
+        assert self.complete
+        if use_slots:
+            self._free.extend(sorted(self.slots.values(), reverse=True))
+            self.slots = {}
+        self._todo.extend(items)
+        self._use_slots = use_slots
+        self._deaths.clear()
+        self._errors.clear()
+        return self._assign()
+
+    def join(self, worker: int) -> list[Assignment]:
+        """A worker is ready. It gets what nobody works on; otherwise it waits for the next phase."""
+        assert worker not in self._busy
+        self._busy[worker] = []
+        return self._assign()
+
+    def done(self, worker: int, item: int) -> bool:
+        """A worker finished an item; False when that is not (any more) its to finish."""
+        if item not in self._busy.get(worker, ()):
+            return False
+        self._busy[worker].remove(item)
+        if self._use_slots:
+            self.slots[item] = self._slots_of.pop((worker, item))
+        return True
+
+    def failed(self, worker: int, item: int) -> tuple[int, list[Assignment]]:
+        """An item raised on a worker, which lives on. Returns how often it has now, and who tries again."""
+        if item not in self._busy.get(worker, ()):
+            return 0, []
+        self._busy[worker].remove(item)
+        if self._use_slots:
+            self._free.append(self._slots_of.pop((worker, item)))
+        self._errors[item] += 1
+        self._todo.append(item)
+        return self._errors[item], self._assign(avoid=worker)
+
+    def lost(self, worker: int) -> tuple[int | None, int, list[Assignment]]:
+        """A worker is superseded: dead, or about to be killed.
+
+        Returns the item it was working on, how many workers that item has now cost, and the new assignments.
+        """
+        items = self._busy.pop(worker, [])
+        if self._use_slots:
+            self._retiring[worker] = [self._slots_of.pop((worker, item)) for item in items]
+        else:
+            self._retiring[worker] = []
+        self._todo.extend(items)
+        blamed = items[0] if items else None
+        if blamed is not None:
+            self._deaths[blamed] += 1
+        return blamed, self._deaths[blamed] if blamed is not None else 0, self._assign()
+
+    def gone(self, worker: int) -> list[Assignment]:
+        """A superseded worker is known to have ended: its slots can be written again."""
+        self._free.extend(self._retiring.pop(worker, []))
+        return self._assign()
+
+    def _assign(self, avoid: int | None = None) -> list[Assignment]:
+        workers = [w for w in self._busy if w != avoid] or list(self._busy)
+        count = min(len(self._todo), len(self._free)) if self._use_slots else len(self._todo)
+        if not workers or not count:
+            return []
+        workers.sort(
+            key=lambda w: -len(self._busy[w])
+        )  # stable; `share` gives the rest to the last, the idlest
+        items = [self._todo.popleft() for _ in range(count)]
+        result = []
+        for worker, (low, high) in zip(workers, share(count, len(workers)), strict=True):
+            mine = tuple(items[low:high])
+            if not mine:
+                continue
+            slots = tuple(self._free.pop() for _ in mine) if self._use_slots else ()
+            self._busy[worker].extend(mine)
+            self._slots_of.update(((worker, item), slot) for item, slot in zip(mine, slots, strict=False))
+            result.append(Assignment(worker, mine, slots))
+        return result

@@ -1,0 +1,129 @@
+"""Messages between the processes of one node: pickled tuples, length-prefixed, over Unix stream sockets.
+
+Only processes of the same user are let in (SO_PEERCRED), so what is unpickled is our own. On Linux the
+addresses are in the abstract namespace: no file is left behind, whatever dies.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import struct
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from typing import Any
+
+_LENGTH = struct.Struct("<I")
+_MAX_NBYTES = 1 << 30
+_PEERCRED = struct.Struct("3i")
+
+
+class Channel:
+    """One end of a connection. Not for use by two threads at once in the same direction."""
+
+    __slots__ = ("_buffer", "socket")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._buffer = bytearray()
+
+    def fileno(self) -> int:
+        """The descriptor to wait on."""
+        return self.socket.fileno()
+
+    def send(self, *message: Any) -> None:
+        """Send one message. Raises OSError when the other end is gone."""
+        data = pickle.dumps(message, protocol=5)
+        self.socket.sendall(_LENGTH.pack(len(data)) + data)
+
+    def receive(self) -> tuple[Any, ...]:
+        """Wait for one message. Raises EOFError when the other end is gone."""
+        while True:
+            message = self._next()
+            if message is not None:
+                return message
+            self._fill()
+
+    def receive_ready(self) -> list[tuple[Any, ...]]:
+        """Read once and return the messages that are complete. Raises EOFError at the end."""
+        self._fill()
+        messages = []
+        while (message := self._next()) is not None:
+            messages.append(message)
+        return messages
+
+    def close(self) -> None:
+        """End the stream for both sides, whoever else holds the descriptor."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+    def _fill(self) -> None:
+        try:
+            data = self.socket.recv(1 << 16)
+        except OSError as error:
+            raise EOFError("the connection was cut") from error
+        if not data:
+            raise EOFError("the connection was closed")
+        self._buffer += data
+
+    def _next(self) -> tuple[Any, ...] | None:
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        (nbytes,) = _LENGTH.unpack_from(self._buffer)
+        if nbytes > _MAX_NBYTES:
+            raise EOFError(f"a message of {nbytes} bytes is no message of ours")
+        end = _LENGTH.size + nbytes
+        if len(self._buffer) < end:
+            return None
+        message: tuple[Any, ...] = pickle.loads(memoryview(self._buffer)[_LENGTH.size : end])
+        del self._buffer[:end]
+        return message
+
+
+def address_for(name: str) -> str:
+    """The address of a socket with this name on this node."""
+    if sys.platform == "linux":
+        return f"\0holdfast-{name}"
+    return os.path.join(tempfile.gettempdir(), f"holdfast-{name}.sock")
+
+
+def listen(address: str) -> socket.socket:
+    """A listening socket. Raises OSError if the address is in use."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if not address.startswith("\0") and os.path.exists(address):
+        os.unlink(address)
+    sock.bind(address)
+    sock.listen(256)
+    return sock
+
+
+def accept(listener: socket.socket) -> Channel | None:
+    """The next connection; None if it was another user's and was closed."""
+    sock, _ = listener.accept()
+    if sys.platform == "linux":
+        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+        _, uid, _ = _PEERCRED.unpack(data)
+        if uid != os.getuid():
+            sock.close()
+            return None
+    return Channel(sock)
+
+
+def connect(address: str, timeout_s: float) -> Channel:
+    """Connect to a socket that may not be listening yet. Raises TimeoutError naming it."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(address)
+            return Channel(sock)
+        except OSError as error:
+            sock.close()
+            if time.monotonic() > deadline:
+                name = address.replace("\0", "@")
+                raise TimeoutError(f"no agent answered at {name} within {timeout_s:g} s") from error
+            time.sleep(0.01)

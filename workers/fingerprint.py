@@ -1,0 +1,63 @@
+"""Everything about a process that can change the bits of its arithmetic."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+
+_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+
+
+def single_threaded_environment() -> dict[str, str]:
+    """Variables that must be set before NumPy is imported: one BLAS thread per worker."""
+    return dict.fromkeys(_THREAD_VARIABLES, "1")
+
+
+def limit_blas_threads() -> None:
+    """Hold the BLAS of this process to one thread, whatever the environment said when it was loaded."""
+    from threadpoolctl import threadpool_limits
+
+    os.environ.update(single_threaded_environment())
+    threadpool_limits(1)
+
+
+def numeric_fingerprint() -> dict[str, Any]:
+    """NumPy, BLAS and processor as far as they change bits, and the digest of a probe computation.
+
+    Two processes with equal fingerprints give equal bits for equal calls.
+    """
+    from threadpoolctl import threadpool_info
+
+    blas = [
+        {key: library.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
+        for library in threadpool_info()
+        if library.get("user_api") == "blas"
+    ]
+    return {
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "blas": blas[:1],  # NumPy's own is loaded first; a second one belongs to some other package
+        "denormals": bool(np.float32(1e-40) * np.float32(0.5) > 0),
+        "probe": _probe(),
+    }
+
+
+def _probe() -> str:
+    """Digest of a product, a reduction and transcendental functions over fixed inputs."""
+    generator = np.random.Generator(np.random.Philox(key=[1, 2]))
+    x, y = generator.random((2, 97, 97), dtype=np.float32)
+    product = x @ y
+    values = (product, product.sum(axis=0), np.exp(x), np.log1p(y), np.tanh(product), np.sqrt(product))
+    return blake3(b"".join(np.ascontiguousarray(v).tobytes() for v in values)).hexdigest()[:16]
+
+
+def difference(expected: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """The first field that differs, with both values; None if the fingerprints are equal."""
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            return f"{key} is {found.get(key)} here and {expected.get(key)} there"
+    return None

@@ -1,0 +1,67 @@
+"""The processes of a node as plain subprocesses: `python -m workers.main agent|worker|writer ...`.
+
+A worker reads the job from its standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+
+from workers.agent import AgentLoop
+from workers.channel import accept, listen
+
+
+def main() -> None:
+    """Run one process of a node."""
+    parser = argparse.ArgumentParser(prog="workers.main")
+    parser.add_argument("role", choices=("agent", "worker", "writer"))
+    parser.add_argument("--address", required=True, help="name of the agent's socket")
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--generation", type=int, default=0)
+    arguments = parser.parse_args()
+    # A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole group: the coordinator decides what they mean.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    address = resolve(arguments.address)
+    if arguments.role == "agent":
+        loop = AgentLoop(address)
+        threading.Thread(target=serve_control, args=(loop, address + "-control"), daemon=True).start()
+        loop.run()
+    elif arguments.role == "writer":
+        from workers.writer import run_writer
+
+        run_writer(address, arguments.rank, arguments.generation)
+    else:
+        from workers.fingerprint import limit_blas_threads
+        from workers.worker import run_worker
+
+        source = sys.stdin.buffer.read()
+        limit_blas_threads()
+        run_worker(address, arguments.rank, arguments.generation, source)
+
+
+def resolve(name: str) -> str:
+    """The socket address that a name on the command line stands for ('@' for the abstract namespace)."""
+    return "\0" + name[1:] if name.startswith("@") else name
+
+
+def serve_control(loop: AgentLoop, address: str) -> None:
+    """Let one coordinator after another call `loop.exchange` over a socket."""
+    listener = listen(address)
+    while True:
+        channel = accept(listener)
+        if channel is None:
+            continue
+        try:
+            while True:
+                commands, timeout_s = channel.receive()
+                channel.send(*loop.exchange(commands, timeout_s))
+        except (EOFError, OSError):
+            channel.close()  # the coordinator is gone; the lease runs
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Processes of this node: who they are, whether they have ended, and the memory they may use."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process by number and start time, so that a reused number is not taken for it."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """The process that has this number now; started is 0 if it has ended already."""
+        return cls(pid, start_time(pid))
+
+    @classmethod
+    def current(cls) -> ProcessId:
+        """This process."""
+        return cls.of(os.getpid())
+
+
+def start_time(pid: int) -> int:
+    """Start time of a process in clock ticks since boot; 0 if there is none or it cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The command name in parentheses may hold anything; field 22 is the 20th after it.
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def is_alive(process: ProcessId) -> bool:
+    """Whether this very process still runs; a zombie does not."""
+    try:
+        with open(f"/proc/{process.pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return int(fields[19]) == process.started and fields[0] not in (b"Z", b"X")
+
+
+def end_process(process: ProcessId, timeout_s: float = 10.0) -> bool:
+    """Kill a process and wait until it has ended; False if it has not within `timeout_s`."""
+    if process.pid == os.getpid() or not is_alive(process):
+        return True
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if not is_alive(process):  # the number may have been reused before the pidfd held it
+            return True
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        readable, _, _ = select.select([fd], [], [], timeout_s)
+        return bool(readable)
+    finally:
+        os.close(fd)
+
+
+def shared_memory_directory() -> str:
+    """Where arenas live: HOLDFAST_SHM_DIR, else /dev/shm, else (macOS) the temporary directory."""
+    chosen = os.environ.get("HOLDFAST_SHM_DIR")
+    if chosen:
+        return chosen
+    return "/dev/shm" if sys.platform == "linux" else tempfile.gettempdir()
+
+
+def available_memory(directory: str) -> int:
+    """Bytes that can still be reserved in `directory`, within the memory of machine and control group."""
+    stats = os.statvfs(directory)
+    limits = [stats.f_bavail * stats.f_frsize]
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
+        limits += [int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")]
+    for limit_path, usage_path in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError), open(limit_path, encoding="ascii") as file:
+            limit = int(file.read())  # "max" is a ValueError: no limit
+            with open(usage_path, encoding="ascii") as usage:
+                limits.append(max(0, limit - int(usage.read())))
+    return min(limits)

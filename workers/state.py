@@ -1,0 +1,298 @@
+"""The node's training state in shared memory: three buffers, gradient slots, a header that says which counts.
+
+The arena is one memory-mapped file. Buffer A holds step s; an update reads A and writes B; committing step
+s + 1 writes one record into the header. Until then, and whoever dies meanwhile, step s is intact.
+
+    page 0     magic, format, size of the description; the owner's process
+    page 1     two commit records, written in turn; the valid one with the higher sequence number wins
+    page 2     for each buffer the process that pins it; processes that may write to the arena
+    then       the description as JSON, three aux blocks, three buffers, the gradient slots
+
+An exclusive `flock` on the file belongs to the agent for its life.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from storage.errors import SharedMemoryTooSmall
+from storage.layout import StateArray
+from workers.engine import Flat, Sums
+from workers.processes import ProcessId, available_memory
+
+PAGE = 4096
+NUM_BUFFERS = 3
+AUX_NBYTES = 64 * 1024
+MAX_MEMBERS = 120
+_MAGIC = 0x5441_4644_4C4F_4801  # "\x01HOLDFAT", little-endian, changes with the format
+_RECORD_WORDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaSpec:
+    """What an arena is made for; two arenas are interchangeable if their specs are equal."""
+
+    place_id: str
+    arrays: tuple[StateArray, ...]
+    num_slots: int
+    num_metrics: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as JSON values."""
+        return {
+            "place_id": self.place_id,
+            "arrays": [array.to_json() for array in self.arrays],
+            "num_slots": self.num_slots,
+            "num_metrics": self.num_metrics,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ArenaSpec:
+        """The spec that `to_json` described."""
+        arrays = tuple(StateArray.from_json(array) for array in value["arrays"])
+        return cls(value["place_id"], arrays, value["num_slots"], value["num_metrics"])
+
+    @property
+    def params(self) -> StateArray:
+        """The array of parameters, which gradient slots have the shape of."""
+        return self.arrays[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the arena in bytes."""
+        return _Places(self).nbytes
+
+
+class _Places:
+    """Byte offsets of everything in an arena."""
+
+    def __init__(self, spec: ArenaSpec) -> None:
+        self.meta = json.dumps(spec.to_json(), sort_keys=True).encode()
+        self.aux = _page_up(3 * PAGE + len(self.meta))
+        offset = self.aux + NUM_BUFFERS * AUX_NBYTES
+        self.arrays: list[dict[str, int]] = []
+        for _ in range(NUM_BUFFERS):
+            places = {}
+            for array in spec.arrays:
+                places[array.name] = offset
+                offset = _page_up(offset + array.nbytes)
+            self.arrays.append(places)
+        self.slots: list[tuple[int, int]] = []
+        for _ in range(spec.num_slots):
+            sums, grads = offset, _page_up(offset + spec.num_metrics * 16)
+            self.slots.append((sums, grads))
+            offset = _page_up(grads + spec.params.nbytes)
+        self.nbytes = offset
+
+
+def _page_up(offset: int) -> int:
+    return -(-offset // PAGE) * PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The last committed step and the buffer that holds it."""
+
+    sequence: int
+    attempt: int
+    epoch: int
+    step: int
+    buffer: int
+
+
+class Arena:
+    """A mapped arena: `buffers[b][name]`, `grads[slot]`, `sums[slot]`, and the header."""
+
+    def __init__(self, path: str, spec: ArenaSpec, memory: mmap.mmap, fd: int) -> None:
+        self.path = path
+        self.spec = spec
+        self._fd = fd
+        self._memory = memory
+        places = _Places(spec)
+        self._aux_offset = places.aux
+
+        def array(offset: int, length: int, dtype: str) -> NDArray[Any]:
+            return np.frombuffer(memory, dtype, length, offset)
+
+        words = array(0, 3 * PAGE // 8, "<u8")
+        self._owner = words[4:6]
+        self._records = words[PAGE // 8 : PAGE // 8 + 2 * _RECORD_WORDS].reshape(2, _RECORD_WORDS)
+        self._pins = words[2 * PAGE // 8 : 2 * PAGE // 8 + 2 * NUM_BUFFERS].reshape(NUM_BUFFERS, 2)
+        members = 2 * PAGE // 8 + 16
+        self._members = words[members : members + 2 * MAX_MEMBERS].reshape(MAX_MEMBERS, 2)
+        self.buffers: list[dict[str, Flat]] = [
+            {a.name: array(offsets[a.name], a.padded_length, "<f4") for a in spec.arrays}
+            for offsets in places.arrays
+        ]
+        self.sums: list[Sums] = [
+            array(sums, spec.num_metrics * 2, "<f8").reshape(spec.num_metrics, 2) for sums, _ in places.slots
+        ]
+        self.grads: list[Flat] = [array(grads, spec.params.padded_length, "<f4") for _, grads in places.slots]
+
+    @classmethod
+    def create(cls, path: str, spec: ArenaSpec) -> Arena:
+        """Reserve and map a new arena, mode 0600, in place of any old file; the caller owns its lock.
+
+        Raises SharedMemoryTooSmall, with the bytes needed and available, before anything is reserved.
+        """
+        places = _Places(spec)
+        directory = os.path.dirname(path)
+        if os.path.lexists(path):
+            os.unlink(path)
+        available = available_memory(directory)
+        if places.nbytes > available:
+            raise _too_small(directory, places.nbytes, available)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A sparse file would end in SIGBUS at the first write that finds no page.
+            os.posix_fallocate(fd, 0, places.nbytes)
+            os.pwrite(fd, places.meta, 3 * PAGE)
+            os.pwrite(fd, np.array([0, len(places.meta)], "<u8").tobytes(), 0)
+            arena = cls(path, spec, _map(fd, places.nbytes), fd)
+            # Last: a file without the magic number is an arena that was never finished.
+            np.frombuffer(arena._memory, "<u8", 1)[0] = _MAGIC
+        except BaseException as error:
+            os.unlink(path)
+            os.close(fd)
+            if isinstance(error, OSError):
+                raise _too_small(directory, places.nbytes, available_memory(directory)) from error
+            raise
+        return arena
+
+    @classmethod
+    def attach(cls, path: str) -> Arena:
+        """Map an existing arena without taking its lock.
+
+        Raises FileNotFoundError if there is none, ValueError if the file is no complete arena.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            magic, meta_nbytes = np.frombuffer(os.pread(fd, 16, 0).ljust(16, b"\0"), "<u8")
+            if int(magic) != _MAGIC:
+                raise ValueError(f"{path} is not an arena of this version")
+            spec = ArenaSpec.from_json(json.loads(os.pread(fd, int(meta_nbytes), 3 * PAGE)))
+            nbytes = _Places(spec).nbytes
+            if os.fstat(fd).st_size != nbytes:
+                raise ValueError(f"{path} is {os.fstat(fd).st_size} bytes long, not {nbytes}")
+            return cls(path, spec, _map(fd, nbytes), fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def lock(self) -> bool:
+        """Take the owner's lock; False if another process holds it."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def own(self, process: ProcessId) -> None:
+        """Record which process owns the arena, for a successor that must end it."""
+        self._owner[:] = (process.pid, process.started)
+
+    def processes(self) -> list[ProcessId]:
+        """The owner and every process recorded as a possible writer, alive or not."""
+        rows = [self._owner, *self._pins, *self._members]
+        return [ProcessId(int(pid), int(started)) for pid, started in rows if pid]
+
+    def admit(self, process: ProcessId) -> None:
+        """Record a process that may write to the arena."""
+        free = np.flatnonzero(self._members[:, 0] == 0)
+        if not len(free):
+            raise ValueError(f"more than {MAX_MEMBERS} processes on one node")
+        self._members[free[0]] = (process.pid, process.started)
+
+    def dismiss(self, process: ProcessId) -> None:
+        """Forget a process that is known to be gone."""
+        self._members[self._members[:, 0] == process.pid] = 0
+
+    def forget_processes(self) -> None:
+        """Forget every process and pin: they are known to be gone."""
+        self._members[:] = 0
+        self._pins[:] = 0
+
+    # -- the header -----------------------------------------------------------------------------------
+
+    def committed(self) -> Commit | None:
+        """The newest valid commit record, or None before the first."""
+        best: Commit | None = None
+        for record in self._records:
+            words = [int(word) for word in record]
+            if words[-1] == crc32c(record[:-1].tobytes()) and (best is None or words[0] > best.sequence):
+                best = Commit(*words[:5])
+        return best if best is not None and best.sequence else None
+
+    def commit(self, attempt: int, epoch: int, step: int, buffer: int, aux: Mapping[str, Any]) -> Commit:
+        """In place. Make `buffer` the state of `step`; `aux` is stored beside it before the record is written."""
+        self._write_aux(buffer, aux)
+        last = self.committed()
+        commit = Commit(1 if last is None else last.sequence + 1, attempt, epoch, step, buffer)
+        record = self._records[commit.sequence % 2]
+        # Aligned 8-byte stores; the record is invalid from the first to the last of them.
+        words = (commit.sequence, attempt, epoch, step, buffer, 0, 0)
+        record[-1] = 0
+        for i, word in enumerate(words):
+            record[i] = word
+        record[-1] = crc32c(record[:-1].tobytes())
+        return commit
+
+    def _write_aux(self, buffer: int, aux: Mapping[str, Any]) -> None:
+        data = json.dumps(aux, separators=(",", ":")).encode()
+        assert len(data) <= AUX_NBYTES - 8, f"the aux block holds {AUX_NBYTES - 8} bytes, not {len(data)}"
+        start = self._aux_offset + buffer * AUX_NBYTES
+        head = len(data).to_bytes(4, "little") + crc32c(data).to_bytes(4, "little")
+        self._memory[start : start + 8 + len(data)] = head + data
+
+    def aux(self, buffer: int) -> dict[str, Any]:
+        """What was stored beside `buffer`. Raises ValueError if it is damaged."""
+        start = self._aux_offset + buffer * AUX_NBYTES
+        head = self._memory[start : start + 8]
+        length = int.from_bytes(head[:4], "little")
+        data = self._memory[start + 8 : start + 8 + min(length, AUX_NBYTES)]
+        if crc32c(data) != int.from_bytes(head[4:], "little"):
+            raise ValueError(f"the aux block of buffer {buffer} in {self.path} is damaged")
+        value: dict[str, Any] = json.loads(data)
+        return value
+
+    # -- pins -----------------------------------------------------------------------------------------
+
+    def pin(self, buffer: int, holder: ProcessId) -> None:
+        """Keep `buffer` from being written until it is unpinned."""
+        self._pins[buffer] = (holder.pid, holder.started)
+
+    def unpin(self, buffer: int) -> None:
+        """Let `buffer` be written again: its holder released it, or is known to be dead."""
+        self._pins[buffer] = 0
+
+    def spare_buffer(self, current: int) -> int:
+        """A buffer that is neither `current` nor pinned; with one pin there always is one."""
+        return next(b for b in range(NUM_BUFFERS) if b != current and not self._pins[b, 0])
+
+    def remove(self) -> None:
+        """Delete the file; mappings stay usable until they are closed."""
+        if os.path.lexists(self.path):
+            os.unlink(self.path)
+
+
+def _map(fd: int, nbytes: int) -> mmap.mmap:
+    # MAP_POPULATE takes the page faults now and not in the first steps.
+    return mmap.mmap(fd, nbytes, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+
+
+def _too_small(directory: str, needed: int, available: int) -> SharedMemoryTooSmall:
+    return SharedMemoryTooSmall(
+        f"the training state needs {needed} bytes of shared memory in {directory}, but {available} bytes are "
+        "available: enlarge it, free some, use fewer microbatches, or set HOLDFAST_SHM_DIR to a larger place"
+    )

@@ -1,0 +1,96 @@
+"""The user's job as a worker holds it: engine and data, loaded from what the coordinator shipped."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from storage.errors import ConfigurationError
+from storage.layout import StateArray
+from workers.data import Dataset
+from workers.engine import Engine, Sums, as_engine
+from workers.fingerprint import numeric_fingerprint
+
+
+class JobParts(Protocol):
+    """The functions of a job that run on every worker."""
+
+    @property
+    def model(self) -> Callable[[], object]:
+        """Makes the model or engine."""
+
+    @property
+    def data(self) -> Callable[[], Dataset]:
+        """Opens the training data."""
+
+    @property
+    def validation(self) -> Callable[[], Dataset] | None:
+        """Opens the validation data, if there is any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An engine with its training and validation data."""
+
+    engine: Engine
+    data: Dataset
+    validation: Dataset | None
+
+    @classmethod
+    def load(cls, source: bytes) -> Task:
+        """Load the job from what `shipped` made of it."""
+        paths, loader = pickle.loads(source)
+        sys.path.extend(path for path in paths if path not in sys.path)
+        parts: JobParts = pickle.loads(loader)()
+        engine = as_engine(parts.model())
+        data = _dataset(parts.data(), "data")
+        validation = _dataset(parts.validation(), "validation") if parts.validation is not None else None
+        return cls(engine, data, validation)
+
+    def describe(self) -> dict[str, Any]:
+        """What must be equal on all workers and attempts, and what the node's memory is sized by."""
+        return {
+            "arrays": [array.to_json() for array in state_arrays(self.engine)],
+            "metrics": list(self.engine.metrics),
+            "engine": self.engine.config(),
+            "optimizer": self.engine.optimizer.get_config(),
+            "data": self.data.identity(),
+            "samples": len(self.data),
+            "validation": None if self.validation is None else self.validation.identity(),
+            "validation_samples": 0 if self.validation is None else len(self.validation),
+            "fingerprint": numeric_fingerprint(),
+        }
+
+
+def shipped(loader: bytes, paths: Sequence[str]) -> bytes:
+    """A job as it travels to workers: a pickled function that returns `JobParts`, and where its imports are."""
+    return pickle.dumps((list(paths), loader))
+
+
+def state_arrays(engine: Engine) -> tuple[StateArray, ...]:
+    """The flat arrays of a training state: parameters first, then the optimizer's slots."""
+    names = ["params", *(f"slots/{slot}" for slot in engine.optimizer.slots)]
+    return tuple(StateArray(name, engine.layout) for name in names)
+
+
+def averages(names: list[str] | tuple[str, ...], sums: Sums, prefix: str = "") -> dict[str, float]:
+    """Each metric's sum divided by its weight; NaN where nothing was weighed."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = sums[:, 0] / sums[:, 1]
+    return {prefix + name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _dataset(value: object, what: str) -> Dataset:
+    if not isinstance(value, Dataset):
+        raise ConfigurationError(
+            f"the job's {what} function returned {type(value).__name__}: return a dataset, such as "
+            "workers.data.ArrayDataset(x, y)"
+        )
+    if len(value) == 0:
+        raise ConfigurationError(f"the dataset of the job's {what} function is empty")
+    return value

@@ -1,0 +1,528 @@
+"""What a node trains next: phases, checkpoints and evaluations at step boundaries, and commits.
+
+A step is two phases. In *gradient*, every microbatch is computed into a slot of its own; in *update*, segments
+of the parameter range are reduced along the tree and updated out of place. Each phase is complete when the
+barrier says so. Between two steps is a boundary, where evaluations, checkpoints and stops happen.
+
+Nothing here waits or reads a socket: `AgentLoop` hands in what it heard and sends what a peer is told.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Protocol
+
+import numpy as np
+
+from storage.checkpoint import directory_name
+from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, UserCodeError
+from storage.layout import StateArray
+from workers import fingerprint
+from workers.arenas import open_arena
+from workers.barrier import Assignment, Barrier
+from workers.engine import Sums
+from workers.faults import planned_fault
+from workers.messages import (
+    Adopt,
+    CheckpointFailed,
+    CheckpointSkipped,
+    CheckpointWritten,
+    Command,
+    Described,
+    Evaluated,
+    Event,
+    Failed,
+    Finished,
+    Initialise,
+    Lost,
+    Plan,
+    Prepare,
+    Prepared,
+    Progress,
+    Ready,
+    Restore,
+    RestoreFailed,
+    Retried,
+    Settled,
+    Started,
+    Stop,
+    Train,
+)
+from workers.processes import ProcessId
+from workers.schedule import batch_rows, combine, segments, tree_depth, tree_sum
+from workers.state import Arena, ArenaSpec
+from workers.task import averages
+
+SPARE_SLOTS = 1
+"""Gradient slots beyond one per microbatch, so that lost work can be redone before its old slot is free."""
+
+MAX_DEATHS_PER_MICROBATCH = 3
+
+
+class Peer(Protocol):
+    """A worker or writer as the training sees it."""
+
+    id: int
+    role: str
+    rank: int
+    process: ProcessId
+
+    def send(self, *message: object) -> None:
+        """Tell it something; a peer that is gone is told nothing."""
+
+
+class Phase(Enum):
+    """What the node is doing."""
+
+    IDLE = "idle"
+    INITIALISE = "initialise"
+    RESTORE = "restore"
+    GRADIENT = "gradient"
+    UPDATE = "update"
+    EVALUATE = "evaluate"
+    DRAIN = "drain"
+    ENDED = "ended"
+
+
+class Training:
+    """One node's run: its arena, its barrier, and where it stands."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._superseded: list[int] = []
+        self._workers: dict[int, Peer] = {}  # ready ones
+        self._writer: Peer | None = None
+        self._description: dict[str, Any] | None = None
+        self._prepare: Prepare | None = None
+        self._plan: Plan | None = None
+        self._arena: Arena | None = None
+        self._barrier = Barrier(0)
+        self._phase = Phase.IDLE
+        self._ticket = 0
+        self._attempt = 0
+        self._step = 0
+        self._buffer = 0
+        self._target = 0
+        self._segments: list[tuple[int, int]] = []
+        self._metrics: dict[str, float] = {}
+        self._evaluation: dict[int, Sums] = {}
+        self._evaluated_step = -1
+        self._validation: dict[str, float] = {}
+        self._saving: int | None = None
+        self._saving_since = 0.0
+        self._pinned: tuple[int, int] | None = None  # (buffer, writer's id)
+        self._saved_step = -1
+        self._stop: Stop | None = None
+        self._fault = planned_fault("agent", 0, 0)
+        self._trace: list[tuple[int, int, int]] | None = [] if os.environ.get("HOLDFAST_TRACE") else None
+        self._dispatched_ns = 0
+
+    # -- what the loop asks -------------------------------------------------------------------------------
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def take_superseded(self) -> list[int]:
+        """Peers that must be cut off and ended."""
+        superseded, self._superseded = self._superseded, []
+        return superseded
+
+    def progress(self) -> Progress:
+        """Where training is."""
+        nbytes = 0 if self._arena is None else self._arena.spec.nbytes
+        return Progress(self._step, self._metrics, len(self._workers), nbytes)
+
+    def remove_arena(self) -> None:
+        """Delete the shared memory: nobody will resume from it."""
+        if self._arena is not None:
+            self._arena.remove()
+
+    def release(self) -> None:
+        """The end of the loop. Writes the trace of step times, if HOLDFAST_TRACE names a file."""
+        if self._trace is not None:
+            with open(os.environ["HOLDFAST_TRACE"], "a", encoding="ascii") as file:
+                file.writelines(
+                    f"{step} {dispatched} {committed}\n" for step, dispatched, committed in self._trace
+                )
+
+    # -- commands -----------------------------------------------------------------------------------------
+
+    def obey(self, command: Command) -> None:
+        """Do what the coordinator asks; failures become events."""
+        try:
+            match command:
+                case Prepare():
+                    self._open(command)
+                case Initialise(attempt):
+                    self._attempt = attempt
+                    self._target = self._ready_arena().spare_buffer(self._buffer)
+                    self._begin(Phase.INITIALISE, 1)
+                case Restore(attempt, url, directory):
+                    self._restore(attempt, url, directory)
+                case Adopt():
+                    self._adopt()
+                case Train(plan):
+                    self._plan = plan
+                    self._at_boundary()
+                case Settled(step, committed):
+                    self._saving = None
+                    if committed:
+                        self._saved_step = step
+                    self._resume_drain()
+                case Stop():
+                    self._stop = command
+                    self._resume_drain()
+                case _:
+                    raise AssertionError(f"{command} is for the loop")
+        except HoldfastError as error:
+            self._fail(error)
+        self._advance()
+
+    def _open(self, command: Prepare) -> None:
+        description = self._description
+        assert description is not None, "prepared before a worker described the job"
+        arrays = tuple(StateArray.from_json(array) for array in description["arrays"])
+        num_slots = command.microbatches + SPARE_SLOTS
+        spec = ArenaSpec(command.place_id, arrays, num_slots, len(description["metrics"]))
+        self._arena = open_arena(spec)
+        self._prepare = command
+        self._barrier = Barrier(num_slots)
+        found = self._arena.committed()
+        self._buffer = 0 if found is None else found.buffer
+        for peer in [*self._workers.values(), *([self._writer] if self._writer else [])]:
+            self._admit(peer)
+        self._events.append(Prepared(None if found is None else (found.attempt, found.step), spec.nbytes))
+
+    def _restore(self, attempt: int, url: str, directory: str) -> None:
+        if self._writer is None:
+            error = InfrastructureError(f"no writer is there to read {directory}")
+            self._events.append(RestoreFailed(directory, error))
+            return
+        self._attempt = attempt
+        self._target = self._ready_arena().spare_buffer(self._buffer)
+        self._phase = Phase.RESTORE
+        self._restoring = directory
+        self._writer.send("restore", self._target, url, directory)
+
+    def _adopt(self) -> None:
+        arena = self._ready_arena()
+        found = arena.committed()
+        assert found is not None
+        self._metrics = arena.aux(found.buffer)["metrics"]
+        self._started(found.step, found.buffer, saved=False)
+
+    def _started(self, step: int, buffer: int, *, saved: bool) -> None:
+        self._step, self._buffer = step, buffer
+        self._saved_step = step if saved else -1
+        self._phase = Phase.IDLE
+        self._events.append(Started(step))
+
+    def _ready_arena(self) -> Arena:
+        assert self._arena is not None, "the arena is not prepared"
+        return self._arena
+
+    # -- peers --------------------------------------------------------------------------------------------
+
+    def hear(self, peer: Peer, kind: str, *arguments: Any) -> None:
+        """A message of a worker or writer."""
+        match kind:
+            case "ready":
+                self._ready(peer, *arguments)
+            case "done":
+                self._done(peer, *arguments)
+            case "raised":
+                self._raised(peer, *arguments)
+            case "written":
+                self._written(*arguments)
+            case "restored":
+                self._restored(*arguments)
+            case "failed" if peer.role == "writer":
+                self._writer_failed(*arguments)
+            case "failed":
+                self._fail(*arguments)
+            case _:
+                raise AssertionError(f"unknown message {kind} of {peer.role} {peer.rank}")
+        self._advance()
+
+    def _ready(self, peer: Peer, description: dict[str, Any] | None) -> None:
+        if peer.role == "writer":
+            self._writer = peer
+        else:
+            assert description is not None
+            if self._description is None:
+                self._description = description
+                self._events.append(Described(description))
+            elif (error := _mismatch(self._description, description, peer.rank)) is not None:
+                self._fail(error)
+                return
+            self._workers[peer.id] = peer
+        self._events.append(Ready(peer.role, peer.rank, peer.process.pid))
+        if self._arena is not None:
+            self._admit(peer)
+        if peer.role == "writer":
+            self._resume_drain()
+
+    def _admit(self, peer: Peer) -> None:
+        """Show a peer the arena. It is recorded there first, for whoever must end it one day."""
+        arena, prepare = self._ready_arena(), self._prepare
+        assert prepare is not None
+        arena.admit(peer.process)
+        if peer.role == "writer":
+            peer.send("open", arena.path)
+            return
+        peer.send("open", arena.path, prepare.seed, prepare.batch_size, prepare.microbatches, prepare.shuffle)
+        self._send(self._barrier.join(peer.id))
+
+    def lose(self, peer: Peer) -> None:
+        """A peer is dead, or is being killed: others do its work."""
+        ready = peer.id in self._workers or peer is self._writer
+        phase = self._phase
+        self._events.append(Lost(peer.role, peer.rank, peer.process.pid, ready, self._step, phase.value))
+        if peer is self._writer:
+            self._writer = None
+            error = InfrastructureError(f"the writer (process {peer.process.pid}) died")
+            if phase is Phase.RESTORE:
+                self._events.append(RestoreFailed(self._restoring, error))
+                self._phase = Phase.IDLE
+            elif self._pinned is not None and self._saving is not None:
+                self._events.append(CheckpointFailed(self._saving, error))
+        elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier.members:
+            item, deaths, assignments = self._barrier.lost(peer.id)
+            if phase is Phase.GRADIENT and deaths >= MAX_DEATHS_PER_MICROBATCH:
+                self._fail(
+                    UserCodeError(
+                        f"microbatch {item} of step {self._step} killed {deaths} workers in a row: look at "
+                        "what the model does with its samples (a crash in native code, or out of memory?)"
+                    )
+                )
+            self._send(assignments)
+
+    def bury(self, peer: Peer) -> None:
+        """A lost peer is known to have ended: what it could write may be used again."""
+        if self._arena is None:
+            return
+        self._arena.dismiss(peer.process)
+        if self._pinned is not None and self._pinned[1] == peer.id:
+            self._unpin()
+        self._send(self._barrier.gone(peer.id))
+        self._advance()
+
+    # -- phases -------------------------------------------------------------------------------------------
+
+    def _begin(self, phase: Phase, num_items: int) -> None:
+        self._phase = phase
+        self._ticket += 1
+        self._send(self._barrier.begin(range(num_items), use_slots=phase is Phase.GRADIENT))
+
+    def _send(self, assignments: list[Assignment]) -> None:
+        if self._phase is Phase.ENDED:
+            return
+        for assignment in assignments:
+            items = assignment.items
+            message: tuple[object, ...]
+            match self._phase:
+                case Phase.GRADIENT:
+                    message = (self._step, self._buffer, items, assignment.slots)
+                case Phase.UPDATE:
+                    slots = [self._barrier.slots[i] for i in range(len(self._barrier.slots))]
+                    pieces = [(i, *self._segments[i]) for i in items]
+                    message = (self._step, self._buffer, self._target, slots, pieces)
+                case Phase.EVALUATE:
+                    message = (self._buffer, items)
+                case Phase.INITIALISE:
+                    message = (self._target, items)
+                case _:
+                    raise AssertionError(f"work was assigned in phase {self._phase}")
+            self._workers[assignment.worker].send(self._phase.value, self._ticket, *message)
+
+    def _done(self, peer: Peer, ticket: int, item: int, sums: Sums | None = None) -> None:
+        if ticket == self._ticket and self._barrier.done(peer.id, item) and sums is not None:
+            self._evaluation[item] = sums
+
+    def _raised(self, peer: Peer, ticket: int, item: int, message: str, own: bool) -> None:
+        if ticket != self._ticket:
+            return
+        times, assignments = self._barrier.failed(peer.id, item)
+        what = "microbatch" if self._phase is Phase.GRADIENT else f"{self._phase.value} item"
+        where = f"at step {self._step}, {what} {item}"
+        if own:
+            self._fail(ConfigurationError(f"{message} ({where})"))
+        elif times > 1:
+            self._fail(UserCodeError(f"{message}\nthe job raised {where}, on two tries"))
+        else:
+            self._events.append(Retried(self._step, item, message.rpartition("\n")[2]))
+            self._send(assignments)
+
+    def _fail(self, error: Exception) -> None:
+        self._events.append(Failed(error))
+        self._phase = Phase.ENDED
+
+    def _advance(self) -> None:
+        """Go on through every phase that is complete."""
+        ends: dict[Phase, Callable[[], None]] = {
+            Phase.INITIALISE: self._end_initialise,
+            Phase.GRADIENT: self._begin_update,
+            Phase.UPDATE: self._commit_step,
+            Phase.EVALUATE: self._end_evaluation,
+        }
+        while self._phase in ends and self._barrier.complete:
+            ends[self._phase]()
+
+    def _end_initialise(self) -> None:
+        self._ready_arena().commit(self._attempt, 0, 0, self._target, {"metrics": {}})
+        self._started(0, self._target, saved=False)
+
+    def _begin_gradient(self) -> None:
+        assert self._prepare is not None
+        assert self._description is not None
+        rows = batch_rows(self._description["samples"], self._prepare.batch_size, self._step)
+        if self._trace is not None:
+            self._dispatched_ns = time.monotonic_ns()
+        self._begin(Phase.GRADIENT, min(rows, self._prepare.microbatches))
+
+    def _begin_update(self) -> None:
+        arena = self._ready_arena()
+        self._strike("gradient")
+        self._target = arena.spare_buffer(self._buffer)
+        self._segments = segments(arena.spec.params.length, max(1, len(self._barrier.members)))
+        self._begin(Phase.UPDATE, len(self._segments))
+
+    def _commit_step(self) -> None:
+        arena, plan, description = self._ready_arena(), self._plan, self._description
+        assert plan is not None
+        assert description is not None
+        self._strike("update")
+        sums = [arena.sums[self._barrier.slots[i]] for i in range(len(self._barrier.slots))]
+        work = list(np.empty((tree_depth(len(sums)), *sums[0].shape)))
+        self._metrics = averages(description["metrics"], tree_sum(sums, work))
+        arena.commit(plan.attempt, plan.epoch, self._step + 1, self._target, {"metrics": self._metrics})
+        self._step, self._buffer = self._step + 1, self._target
+        if self._trace is not None:
+            self._trace.append((self._step, self._dispatched_ns, time.monotonic_ns()))
+        self._strike("commit")
+        self._at_boundary()
+
+    def _end_evaluation(self) -> None:
+        description = self._description
+        assert description is not None
+        leaves = {(0, item): sums for item, sums in self._evaluation.items()}
+        total = combine(leaves, len(leaves), np.add)
+        self._validation = averages(description["metrics"], total, "val_")
+        self._evaluated_step = self._step
+        self._events.append(Evaluated(self._step, self._validation))
+        self._at_boundary()
+
+    def _strike(self, phase: str) -> None:
+        if self._fault is not None:
+            self._fault.strike(self._step, phase)
+
+    # -- boundaries ---------------------------------------------------------------------------------------
+
+    def _at_boundary(self) -> None:
+        """A step is committed. Evaluate, checkpoint, stop or go on."""
+        plan, description = self._plan, self._description
+        assert plan is not None
+        assert description is not None
+        done = self._step >= plan.steps
+        every = plan.validate_every
+        if self._step != self._evaluated_step and description["validation_samples"]:
+            due = done or (every is not None and self._step % every == 0 and self._step > 0)
+            if due and self._stop is None:
+                assert self._prepare is not None
+                self._evaluation = {}
+                self._begin(Phase.EVALUATE, -(-description["validation_samples"] // self._prepare.batch_size))
+                return
+        if done or self._stop is not None:
+            self._drain(done=done)
+            return
+        every = plan.checkpoint_every
+        if every is not None and self._step % every == 0 and self._step not in (0, self._saved_step):
+            self._checkpoint()
+        self._begin_gradient()
+
+    def _drain(self, *, done: bool) -> None:
+        """Nothing more is trained: write the last checkpoint, wait until it is settled, and finish."""
+        self._phase = Phase.DRAIN
+        wanted = done or (self._stop is not None and self._stop.checkpoint)
+        if self._saving is not None:
+            return
+        if wanted and self._step != self._saved_step:
+            if self._writer is not None and self._pinned is None:
+                self._checkpoint()
+            return
+        self._phase = Phase.ENDED
+        self._events.append(Finished(self._step, done))
+
+    def _resume_drain(self) -> None:
+        """Something that a drain, or a stop of an idle node, may be waiting for has happened."""
+        if self._phase is Phase.DRAIN:
+            self._at_boundary()
+
+    def _checkpoint(self) -> None:
+        """Pin the committed buffer and have the writer store it; training goes on at once."""
+        plan, arena = self._plan, self._ready_arena()
+        assert plan is not None
+        if self._saving is not None or self._pinned is not None:
+            reason = f"the checkpoint of step {self._saving} is still being written"
+            self._events.append(CheckpointSkipped(self._step, reason))
+        elif self._writer is None:
+            self._events.append(CheckpointSkipped(self._step, "the writer is being replaced"))
+        else:
+            self._saving, self._saving_since = self._step, time.monotonic()
+            self._pinned = (self._buffer, self._writer.id)
+            self._saving_metrics = self._metrics | self._fresh_validation()
+            arena.pin(self._buffer, self._writer.process)
+            directory = directory_name(self._step, plan.attempt, secrets.token_hex(8))
+            self._writer.send("write", self._buffer, self._step, plan.url, directory)
+
+    def _fresh_validation(self) -> dict[str, float]:
+        return self._validation if self._evaluated_step == self._step else {}
+
+    def _unpin(self) -> None:
+        assert self._pinned is not None
+        self._ready_arena().unpin(self._pinned[0])
+        self._pinned = None
+        self._resume_drain()
+
+    def _written(self, step: int, part: Any, directory: str) -> None:
+        self._unpin()
+        seconds = time.monotonic() - self._saving_since
+        self._events.append(
+            CheckpointWritten(step, directory, part, {"iterations": step}, self._saving_metrics, seconds)
+        )
+
+    def _restored(self, step: int, metrics: dict[str, float]) -> None:
+        self._metrics = metrics
+        self._ready_arena().commit(self._attempt, 0, step, self._target, {"metrics": metrics})
+        self._started(step, self._target, saved=True)
+
+    def _writer_failed(self, kind: str, error: Exception) -> None:
+        if kind == "write":
+            assert self._saving is not None
+            self._unpin()
+            self._events.append(CheckpointFailed(self._saving, error))
+        else:
+            self._phase = Phase.IDLE
+            self._events.append(RestoreFailed(self._restoring, error))
+
+
+def _mismatch(expected: dict[str, Any], found: dict[str, Any], rank: int) -> ConfigurationError | None:
+    """Why a worker cannot take part: its job or its arithmetic differs from the first worker's."""
+    if (difference := fingerprint.difference(expected["fingerprint"], found["fingerprint"])) is not None:
+        return ConfigurationError(
+            f"worker {rank} computes with other bits than the first worker: {difference}; run all workers on "
+            "one kind of processor with one NumPy"
+        )
+    for key in expected.keys() - {"fingerprint"}:
+        if expected[key] != found[key]:
+            return ConfigurationError(
+                f"worker {rank} loaded another {key} than the first worker: the model and data functions "
+                "must give the same on every worker"
+            )
+    return None

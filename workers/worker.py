@@ -1,0 +1,206 @@
+"""A worker: a pure function over the node's shared memory, asked for one phase at a time.
+
+It holds nothing that is needed later. Every item it is given can be done again by any other worker, with the
+same bits: gradients go to a slot of their own, an update writes each element once, with its final value.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import traceback
+from typing import Any
+
+import numpy as np
+
+from storage.errors import HoldfastError, UserCodeError
+from workers.channel import Channel, connect
+from workers.faults import Fault, planned_fault
+from workers.rng import Purpose, Streams
+from workers.schedule import batch_indices, microbatches, tree_depth, tree_sum
+from workers.state import Arena
+from workers.task import Task
+
+BLOCK = 1 << 15
+"""Elements that an update handles at a time: the operands of a block stay in the cache."""
+
+CONNECT_TIMEOUT_S = 60.0
+
+
+def run_worker(address: str, rank: int, generation: int, source: bytes) -> None:
+    """Serve the agent at `address` until it ends the connection."""
+    channel = connect(address, CONNECT_TIMEOUT_S)
+    channel.send("join", "worker", rank, os.getpid())
+    released = end_with(channel)
+    try:
+        fault = planned_fault("worker", rank, generation)
+        task = Task.load(source)
+        description = task.describe()
+    except HoldfastError as error:
+        channel.send("failed", error)
+        return
+    except Exception:
+        channel.send("failed", UserCodeError(f"{traceback.format_exc()}the job could not be loaded"))
+        return
+    channel.send("ready", description)
+    _serve(channel, task, fault)
+    released.set()
+    channel.close()
+
+
+def _serve(channel: Channel, task: Task, fault: Fault | None) -> None:
+    worker: Worker | None = None
+    while True:
+        kind, *arguments = channel.receive()
+        if kind == "exit":
+            return
+        if kind == "open":
+            worker = Worker(channel, task, fault, *arguments)
+        else:
+            assert worker is not None
+            getattr(worker, kind)(*arguments)
+
+
+class Worker:
+    """The phases that an agent can ask for, over one mapped arena. Methods are named as the messages are."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        task: Task,
+        fault: Fault | None,
+        path: str,
+        seed: int,
+        batch_size: int,
+        num_microbatches: int,
+        shuffle: bool,
+    ) -> None:
+        self._channel = channel
+        self._task = task
+        self._fault = fault
+        self._seed = seed
+        self._batch_size = batch_size
+        self._num_microbatches = num_microbatches
+        self._shuffle = shuffle
+        self._arena = arena = Arena.attach(path)
+        length = arena.spec.params.length
+        # One array object per buffer and slot, so that engines can keep their views of them.
+        self._params = [buffer["params"][:length] for buffer in arena.buffers]
+        self._states = [[b[a.name][:length] for a in arena.spec.arrays[1:]] for b in arena.buffers]
+        self._grads = [grads[:length] for grads in arena.grads]
+        self._work = np.empty((tree_depth(num_microbatches) + 2, min(BLOCK, max(length, 1))), np.float32)
+        self._sums_work = np.empty((tree_depth(num_microbatches), arena.spec.num_metrics, 2))
+
+    def initialise(self, ticket: int, buffer: int, items: tuple[int, ...]) -> None:
+        """Fill a buffer with the initial state."""
+        params = self._params[buffer]
+        for array in (params, *self._states[buffer]):
+            array[:] = 0
+        self._task.engine.init(params, Streams(self._seed, purpose=Purpose.INIT))
+        self._channel.send("done", ticket, items[0])
+
+    def gradient(
+        self, ticket: int, step: int, buffer: int, items: tuple[int, ...], slots: tuple[int, ...]
+    ) -> None:
+        """Compute the gradient of microbatches of `step`, each into its slot."""
+        data, engine = self._task.data, self._task.engine
+        indices = batch_indices(len(data), self._batch_size, self._seed, step, shuffle=self._shuffle)
+        bounds = microbatches(len(indices), self._num_microbatches)
+        for item, slot in zip(items, slots, strict=True):
+            self._strike(step, "forward")
+            try:
+                low, high = bounds[item]
+                batch = data.take(indices[low:high])
+                streams = Streams(self._seed, step, item)
+                sums = engine.loss_and_grad(self._params[buffer], batch, streams, self._grads[slot])
+                self._arena.sums[slot][:] = sums
+            except Exception as error:
+                self._report(ticket, item, error)
+                continue
+            self._strike(step, "backward")
+            self._channel.send("done", ticket, item)
+
+    def update(
+        self,
+        ticket: int,
+        step: int,
+        source: int,
+        target: int,
+        slots: list[int],
+        items: list[tuple[int, int, int]],
+    ) -> None:
+        """Sum the slots along the tree and apply the optimizer, for segments (item, start, stop)."""
+        optimizer = self._task.engine.optimizer
+        params, new_params = self._params[source], self._params[target]
+        states, new_states = self._states[source], self._states[target]
+        leaves = [self._grads[slot] for slot in slots]
+        sums = tree_sum([self._arena.sums[slot] for slot in slots], list(self._sums_work))
+        weight = np.float32(sums[0, 1] or 1.0)  # without any weight the gradient is zero
+        work, mean, scratch = self._work[:-2], self._work[-2], self._work[-1]
+        for item, start, stop in items:
+            self._strike(step, "reduce")
+            try:
+                for low in range(start, stop, BLOCK):
+                    high = min(low + BLOCK, stop)
+                    size = high - low
+                    total = tree_sum([leaf[low:high] for leaf in leaves], [w[:size] for w in work])
+                    np.divide(total, weight, out=mean[:size])
+                    optimizer.update(
+                        step,
+                        params[low:high],
+                        [state[low:high] for state in states],
+                        mean[:size],
+                        new_params[low:high],
+                        [state[low:high] for state in new_states],
+                        scratch[:size],
+                    )
+                    if 2 * high >= start + stop:
+                        self._strike(step, "update")
+            except Exception as error:
+                self._report(ticket, item, error)
+                continue
+            self._channel.send("done", ticket, item)
+
+    def evaluate(self, ticket: int, buffer: int, items: tuple[int, ...]) -> None:
+        """Evaluate batches of the validation data."""
+        validation = self._task.validation
+        assert validation is not None
+        for item in items:
+            low = item * self._batch_size
+            indices = np.arange(low, min(low + self._batch_size, len(validation)))
+            try:
+                sums = self._task.engine.evaluate(self._params[buffer], validation.take(indices))
+            except Exception as error:
+                self._report(ticket, item, error)
+                continue
+            self._channel.send("done", ticket, item, sums)
+
+    def _strike(self, step: int, phase: str) -> None:
+        if self._fault is not None:
+            self._fault.strike(step, phase)
+
+    def _report(self, ticket: int, item: int, error: Exception) -> None:
+        own = isinstance(error, HoldfastError)
+        message = str(error) if own else "".join(traceback.format_exception(error)).rstrip()
+        self._channel.send("raised", ticket, item, message, own)
+
+
+def end_with(channel: Channel) -> threading.Event:
+    """End this process as soon as the other end of the connection is gone, in the middle of any work.
+
+    Setting the event that is returned releases the process from this.
+    """
+    released = threading.Event()
+    descriptor = os.dup(channel.fileno())  # stays valid when the channel is closed
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLHUP | getattr(select, "POLLRDHUP", 0))
+        poll.poll()
+        if not released.is_set():
+            os._exit(0)
+        os.close(descriptor)
+
+    threading.Thread(target=watch, name="agent-watch", daemon=True).start()
+    return released

@@ -1,0 +1,77 @@
+"""A writer: stores pinned buffers as checkpoints, and reads checkpoints back into buffers.
+
+It runs beside training at low priority and holds nothing that is needed later: when it dies, its checkpoint
+is given up and the pin released, and training does not notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from storage.checkpoint import restore, write_part
+from storage.errors import HoldfastError
+from storage.manifest import MANIFEST, Manifest
+from storage.shards import plan
+from storage.store import open_store
+from workers.channel import Channel, connect
+from workers.faults import Fault, planned_fault
+from workers.state import Arena
+from workers.worker import CONNECT_TIMEOUT_S, end_with
+
+NICENESS = 10
+
+
+def run_writer(address: str, rank: int, generation: int) -> None:
+    """Serve the agent at `address` until it ends the connection."""
+    channel = connect(address, CONNECT_TIMEOUT_S)
+    channel.send("join", "writer", rank, os.getpid())
+    released = end_with(channel)
+    fault = planned_fault("writer", rank, generation)
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    channel.send("ready", None)
+    _serve(channel, fault)
+    released.set()
+    channel.close()
+
+
+def _serve(channel: Channel, fault: Fault | None) -> None:
+    arena: Arena | None = None
+    while True:
+        kind, *arguments = channel.receive()
+        if kind == "exit":
+            return
+        if kind == "open":
+            arena = Arena.attach(arguments[0])
+            continue
+        assert arena is not None
+        try:
+            if kind == "write":
+                _write(channel, arena, fault, *arguments)
+            else:
+                _restore(channel, arena, *arguments)
+        except HoldfastError as error:
+            channel.send("failed", kind, error)
+
+
+def _write(
+    channel: Channel, arena: Arena, fault: Fault | None, buffer: int, step: int, url: str, directory: str
+) -> None:
+    _strike(fault, step, "before")
+    shards = plan(arena.spec.arrays, 1)
+    part = write_part(open_store(url), directory, arena.spec.arrays, arena.buffers[buffer], shards)
+    _strike(fault, step, "after")
+    channel.send("written", step, part, directory)
+
+
+def _restore(channel: Channel, arena: Arena, buffer: int, url: str, directory: str) -> None:
+    store = open_store(url)
+    manifest = Manifest.parse(store.read(f"{directory}/{MANIFEST}"))
+    restore(store, directory, manifest, arena.spec.arrays, arena.buffers[buffer])
+    channel.send("restored", manifest.step, manifest.metrics)
+
+
+def _strike(fault: Fault | None, step: int, phase: str) -> None:
+    if fault is not None:
+        fault.strike(step, phase)
