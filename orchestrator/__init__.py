@@ -33,8 +33,8 @@ def run(
     `runtime` is "ray" (at `address`, else RAY_ADDRESS, else a local Ray) or "process" (subprocesses of this
     machine). Progress goes to standard error unless `observer` is given.
 
-    Returns how the run stands: done, or preempted or interrupted by a signal, with a checkpoint. Raises an error
-    of `storage.errors` if the job failed or could not begin.
+    Returns how the run stands: done, or preempted or interrupted by a signal, with a checkpoint. Raises an
+    error of `storage.errors` if the job failed or could not begin.
     """
     from orchestrator.display import LineDisplay
     from orchestrator.execution import Request, execute

@@ -11,14 +11,16 @@ import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
 from orchestrator.result import Result
-from orchestrator.spec import Checkpoints, Job
 from storage.errors import ConfigurationError, HoldfastError
+
+if TYPE_CHECKING:
+    from orchestrator.spec import Checkpoints, Job
 
 EXIT_CODES = {"done": 0, "failed": 1, "preempted": 75, "interrupted": 130}
 
@@ -237,8 +239,10 @@ def ls(run_dir: RunDir, as_json: AsJson = False) -> int:
     if not entries:
         _put("no checkpoints yet")
     for entry in entries:
-        line = f"step {entry.step:>8}  attempt {entry.attempt:>3}  {entry.nbytes / 1e6:>10.2f} MB  {entry.status:<10}"
-        _put(f"{line}  {entry.directory}{f'  ({entry.reason})' if entry.reason else ''}")
+        size = f"{entry.nbytes / 1e6:>10.2f} MB"
+        reason = f"  ({entry.reason})" if entry.reason else ""
+        line = f"step {entry.step:>8}  attempt {entry.attempt:>3}  {size}  {entry.status:<10}"
+        _put(f"{line}  {entry.directory}{reason}")
     return 0
 
 

@@ -6,26 +6,29 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 from orchestrator import machine
 from orchestrator.identity import check_identity, full_identity
 from orchestrator.machine import Note, Phase, State, Status
-from orchestrator.runtime import Runtime
-from orchestrator.spec import Job
-from orchestrator.totals import Totals
 from storage.checkpoint import commit
 from storage.errors import CheckpointError, ConfigurationError, HoldfastError, StorageError
 from storage.layout import StateArray
 from storage.manifest import Base
-from storage.run_directory import Attempt, RunDirectory
 from workers import fingerprint
 from workers import messages as m
 from workers.processes import ProcessId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from orchestrator.runtime import Runtime
+    from orchestrator.spec import Job
+    from orchestrator.totals import Totals
+    from storage.run_directory import Attempt, RunDirectory
 
 POLL_S = 0.1
 BEAT_S = 5.0
@@ -94,6 +97,7 @@ class Coordinator:
         self._steps_per_s: float | None = None
         self._journal: list[dict[str, Any]] = []
         self._beats = 0
+        self._recording = threading.Lock()
 
     def run(self) -> State:
         """Run the attempt to its end; every process has ended when this returns."""
@@ -150,7 +154,7 @@ class Coordinator:
             self._parent is not None and self._parent.step >= self._progress.step
         )
 
-    # -- the machine ------------------------------------------------------------------------------------------
+    # -- the machine ------------------------------------------------------------------------------------
 
     def _handle(self, event: machine.Event) -> None:
         self._events.append(event)
@@ -196,7 +200,7 @@ class Coordinator:
         self._journal = [*self._journal, {"time": time_, "kind": note.kind, "text": note.text, **note.fields}]
         self._observer.note(note)
 
-    # -- what the machine asks to be looked up ------------------------------------------------------------------
+    # -- what the machine asks to be looked up ----------------------------------------------------------
 
     def _identify(self, description: dict[str, Any]) -> machine.Event:
         self._description = description
@@ -232,12 +236,14 @@ class Coordinator:
             if damaged:
                 tried = "; ".join(f"{e.directory} ({e.reason or 'its content is bad'})" for e in damaged)
                 raise CheckpointError(
-                    f"no checkpoint of {self._settings.url} can be used, and starting from zero would lose the "
-                    f"run: tried {tried}"
+                    f"no checkpoint of {self._settings.url} can be used, and starting from zero would lose "
+                    f"the run: tried {tried}"
                 )
             return machine.BaseChosen(None, None, in_memory=False)
         assert entry.manifest is not None
-        difference = fingerprint.difference(entry.manifest.fingerprint, self._description["fingerprint"])
+        difference = fingerprint.difference(
+            dict(entry.manifest.fingerprint), self._description["fingerprint"]
+        )
         if difference is not None:
             self._other_arithmetic(difference)
         self._parent = Base(step=entry.step, attempt=entry.attempt)
@@ -247,7 +253,7 @@ class Coordinator:
         text = f"this machine computes with other bits than the run did: {difference}"
         if self._job.determinism == "strict":
             raise ConfigurationError(
-                f'{text}; resume where they are equal, or give the job determinism="warn" to go on all the same'
+                f'{text}; resume where they are equal, or give the job determinism="warn" to go on anyway'
             )
         self._tell(Note("arithmetic", text, {}))
 
@@ -294,7 +300,7 @@ class Coordinator:
                 )
         return machine.Committed(written.step, manifest.state_digest)
 
-    # -- signs of life ------------------------------------------------------------------------------------------
+    # -- signs of life ----------------------------------------------------------------------------------
 
     def _measure(self) -> None:
         now, step = time.monotonic(), self._progress.step
@@ -340,10 +346,11 @@ class Coordinator:
 
     def _keep_record(self, *, closed: bool) -> None:
         """Store the sign of life and the journal; a failure of the storage is no reason to stop training."""
-        self._beats += 1
         try:
-            self._run.beat(self._attempt, self._record(closed=closed))
-            self._run.write_journal(self._attempt, self._journal)
+            with self._recording:
+                self._beats += 1
+                self._run.beat(self._attempt, self._record(closed=closed))
+                self._run.write_journal(self._attempt, self._journal)
         except (StorageError, ConfigurationError) as error:
             self._observer.note(Note("storage", f"the run's records could not be written: {error}", {}))
 

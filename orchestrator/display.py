@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from rich.progress import Progress
 
     from orchestrator.coordinator import Snapshot
@@ -37,13 +38,13 @@ class LineDisplay:
     def note(self, note: Note) -> None:
         """Print the event."""
         if note.kind not in QUIET:
-            print(note.text, file=self._stream, flush=True)  # noqa: T201 this is the display
+            print(note.text, file=self._stream, flush=True)
 
     def progress(self, snapshot: Snapshot) -> None:
         """Print where training is, now and then."""
         if time.monotonic() >= self._next and snapshot.steps_per_s:
             self._next = time.monotonic() + LINE_EVERY_S
-            print(describe(snapshot), file=self._stream, flush=True)  # noqa: T201 this is the display
+            print(describe(snapshot), file=self._stream, flush=True)
 
 
 class BarDisplay:

@@ -7,11 +7,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.coordinator import Coordinator, Observer, Settings, boot_id
 from orchestrator.identity import check_settings
@@ -19,14 +17,19 @@ from orchestrator.machine import Note, State, Status
 from orchestrator.process_runtime import ProcessRuntime
 from orchestrator.restart import decide
 from orchestrator.result import Result
-from orchestrator.runtime import Runtime
 from orchestrator.spec import Job, check_microbatches, check_workers
 from orchestrator.totals import Totals
-from storage.catalog import Entry
 from storage.errors import ConfigurationError, RunAlive
 from storage.run_directory import Attempt, RunDirectory
 from storage.store import open_store
 from workers.processes import ProcessId, is_alive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from orchestrator.runtime import Runtime
+    from storage.catalog import Entry
 
 RUNTIMES = ("process", "ray")
 SIGN_OF_LIFE_S = 15.0
@@ -186,7 +189,7 @@ def _result(url: str, attempt: Attempt, coordinator: Coordinator) -> Result:
 class _Signals:
     """SIGTERM and SIGINT as something to ask for; only the main thread can receive them."""
 
-    _STATUS = {signal.SIGTERM: Status.PREEMPTED, signal.SIGINT: Status.INTERRUPTED}  # noqa: RUF012
+    _STATUS: ClassVar = {signal.SIGTERM: Status.PREEMPTED, signal.SIGINT: Status.INTERRUPTED}
 
     def __init__(self) -> None:
         self._received: list[Status] = []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.spec import Job
 from storage.errors import IdentityMismatch
 from storage.layout import StateArray
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.spec import Job
 
 FIXED = ("seed", "batch_size", "microbatches", "shuffle")
 """Settings of a job that decide the bits and are known before any worker is started."""

@@ -9,7 +9,6 @@ import os
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType, UnionType
 from typing import Any
@@ -20,6 +19,9 @@ from orchestrator.examples import EXAMPLES
 from orchestrator.spec import Job
 from storage.errors import ConfigurationError, UserCodeError
 from workers.task import shipped
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,8 @@ class JobSource:
             found = getattr(module, self.name)
         except AttributeError:
             raise ConfigurationError(
-                f"{self.path} defines no {self.name!r}: let it hold a Job, or a function that returns one, of "
-                "that name, or give FILE:NAME"
+                f"{self.path} defines no {self.name!r}: let it hold a Job, or a function that returns one, "
+                "of that name, or give FILE:NAME"
             ) from None
         where = f"{self.path}:{self.name}"
         if isinstance(found, Job):
@@ -89,8 +91,8 @@ def by_value(job: Job) -> bytes:
         return shipped(cloudpickle.dumps(functools.partial(_same, replace(job))), sys.path)
     except Exception as error:
         raise ConfigurationError(
-            f"the job cannot be sent to workers: {error}; let its model and data functions make what they need "
-            "instead of holding it"
+            f"the job cannot be sent to workers: {error}; let its model and data functions make what they "
+            "need instead of holding it"
         ) from error
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
-from storage.manifest import Base
 from storage.errors import CheckpointError, HoldfastError, InfrastructureError, UserCodeError
 from workers import messages as m
 
+if TYPE_CHECKING:
+    from storage.manifest import Base
+
 MAX_START_DEATHS = 3
-"""Workers in a row that die while they load the job, after which loading it is taken to be what kills them."""
+"""Times that each worker may die while it loads the job, before loading it is what must be killing them."""
 
 MAX_FINAL_FAILURES = 3
 """Tries at the last checkpoint."""
@@ -333,8 +335,8 @@ def _exited(state: State, role: str, rank: int, cause: str) -> tuple[State, list
     start_deaths = state.start_deaths + (role == "worker")
     if start_deaths >= MAX_START_DEATHS * max(1, sum(role == "worker" for role, _ in state.generations)):
         fault = UserCodeError(
-            f"workers die while they load the job, {start_deaths} times in a row (the last: {cause}): look at "
-            "the model and data functions, and at the memory that they need"
+            f"workers die while they load the job, {start_deaths} times in a row (the last: {cause}): look "
+            "at the model and data functions, and at the memory that they need"
         )
         return replace(state, phase=Phase.ENDED, status=Status.FAILED, error=fault), []
     changed = replace(

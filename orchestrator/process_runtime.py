@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from orchestrator.machine import Exited
 from storage.errors import InfrastructureError
@@ -17,6 +17,9 @@ from workers.channel import Channel, address_for, connect
 from workers.fingerprint import single_threaded_environment
 from workers.main import resolve
 from workers.messages import Command, Event, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 AGENT_START_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 10.0
@@ -34,10 +37,9 @@ class ProcessRuntime:
 
     def start(self, role: str, rank: int, generation: int) -> None:
         """Start a subprocess; its standard output goes to our standard error."""
-        # -P: the user's working directory must not hide our packages; a job's own imports come with its source.
+        # -P: the user's working directory must not hide our packages; a job's imports come with its source.
         command = [sys.executable, "-P", "-m", "workers.main", role]
         command += ["--address", self._name, "--rank", str(rank), "--generation", str(generation)]
-        # A pipe would block us if the worker died before reading; a job is rarely larger than the pipe's buffer.
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -9,11 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-
 import time
-from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.machine import Exited
 from storage.errors import ConfigurationError, InfrastructureError
@@ -23,6 +21,9 @@ from workers.fingerprint import limit_blas_threads, single_threaded_environment
 from workers.messages import Command, Event, Progress
 from workers.worker import run_worker
 from workers.writer import run_writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 INIT_TRIES = 3
 AGENT_START_TIMEOUT_S = 120.0
@@ -103,11 +104,11 @@ class RayRuntime:
             self._init(ray, tell)
             self._own_ray = True
         needed = self._num_workers * self._cpus
-        total = ray.cluster_resources().get("CPU", 0.0)
+        total = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
         if needed > total:
             raise ConfigurationError(
-                f"{self._num_workers} workers with {self._cpus:g} CPUs each need {needed:g}, but Ray has {total:g}: "
-                f"give fewer --workers or --cpus-per-worker {total / self._num_workers:.2g}"
+                f"{self._num_workers} workers with {self._cpus:g} CPUs each need {needed:g}, but Ray has "
+                f"{total:g}: give fewer --workers or --cpus-per-worker {total / self._num_workers:.2g}"
             )
         self._node = self._choose_node(ray)
 
@@ -133,9 +134,7 @@ class RayRuntime:
                 ray.shutdown()
                 if address != "local" or last:
                     raise InfrastructureError(f"Ray could not be started: {_first_line(error)}") from error
-                tell(
-                    f"Ray did not start, as happens when the disk is cold; trying again ({_first_line(error)})"
-                )
+                tell(f"Ray did not start (the disk may be cold); trying again: {_first_line(error)}")
 
     def _choose_node(self, ray: Any) -> str | None:
         """This machine's node if it is one, else the one with most CPUs: one node holds the state."""
@@ -145,9 +144,10 @@ class RayRuntime:
         here = ray.get_runtime_context().get_node_id()
         best = max(nodes, key=lambda n: (n["Resources"].get("CPU", 0), n["NodeID"] == here))
         node: str = best["NodeID"]
-        if best["Resources"].get("CPU", 0) < self._num_workers * self._cpus:
+        needed = self._num_workers * self._cpus
+        if best["Resources"].get("CPU", 0) < needed:
             raise ConfigurationError(
-                f"no node of the Ray cluster has the {self._num_workers * self._cpus:g} CPUs that the workers need"
+                f"no node of the Ray cluster has the {needed:g} CPUs that the workers need"
             )
         return node
 
@@ -169,7 +169,7 @@ class RayRuntime:
         }
         if self._node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self._node, soft=False)
-        remote = ray.remote(classes[role]).options(**options)
+        remote: Any = ray.remote(classes[role]).options(**options)
         if role == "agent":
             actor = remote.remote(self._socket, self._environment)
             life = actor.run.remote()

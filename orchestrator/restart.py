@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from orchestrator.spec import RestartPolicy
 from storage.errors import HoldfastError, InfrastructureError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.spec import RestartPolicy
 
 
 @dataclass(frozen=True, slots=True)

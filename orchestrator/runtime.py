@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.machine import Exited
-from workers.messages import Command, Event, Progress
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.machine import Exited
+    from workers.messages import Command, Event, Progress
 
 
 class Runtime(Protocol):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from storage.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _positive(owner: str, name: str, value: object, *, optional: bool = False, zero: bool = False) -> None:
@@ -71,7 +73,7 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A training job: what to train on what, for how long, and what makes it the same job when it is resumed."""
+    """A training job: what to train on what, for how long, and what makes it the same when it is resumed."""
 
     model: Callable[[], object]
     """Called on each worker: returns a compiled `nn` model, or an object with the methods of `Engine`."""
@@ -111,13 +113,11 @@ class Job:
     """What happens on a machine whose arithmetic gives other bits than the run's: refuse it, or say so."""
 
     def __post_init__(self) -> None:
-        for name in ("model", "data"):
-            if not callable(getattr(self, name)):
-                kind = type(getattr(self, name)).__name__
+        for name in ("model", "data", "validation"):
+            value = getattr(self, name)
+            if not callable(value) and not (name == "validation" and value is None):
+                kind = type(value).__name__
                 raise ConfigurationError(f"Job({name}=...): give a function without arguments, not {kind}")
-        if self.validation is not None and not callable(self.validation):
-            kind = type(self.validation).__name__
-            raise ConfigurationError(f"Job(validation=...): give a function without arguments, not {kind}")
         _positive("Job", "batch_size", self.batch_size)
         _positive("Job", "steps", self.steps)
         _positive("Job", "microbatches", self.microbatches, optional=True)
@@ -139,8 +139,8 @@ def check_microbatches(batch_size: int, microbatches: int) -> None:
     """Raise ConfigurationError if a batch cannot be cut into so many pieces."""
     if batch_size < microbatches:
         raise ConfigurationError(
-            f"a batch of {batch_size} samples cannot be cut into {microbatches} microbatches: give a batch_size "
-            f"of at least {microbatches}, or fewer microbatches"
+            f"a batch of {batch_size} samples cannot be cut into {microbatches} microbatches: give a "
+            f"batch_size of at least {microbatches}, or fewer microbatches"
         )
 
 

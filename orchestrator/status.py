@@ -25,30 +25,31 @@ def open_run(url: str) -> RunDirectory:
 def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     """How the run stands, and the last sign of life that says so ({} if there was none).
 
-    A run whose coordinator is known to have died without a word has failed; one on another host is taken to be
-    running until its coordinator says otherwise.
+    A run whose coordinator is known to have died without a word has failed; one on another host is taken to
+    be running until its coordinator says otherwise.
     """
     beat = run.newest_beat()
     latest = run.latest()
     manifest = latest.manifest if latest is not None else None
     digest = manifest.state_digest if manifest is not None else None
     if beat is None:
-        return Result(
-            run_dir=run.store.url, status="failed", error="it was never started", state_digest=digest
-        ), {}
+        url = run.store.url
+        return Result(run_dir=url, status="failed", error="it was never started", state_digest=digest), {}
     totals = Totals.from_json(beat["totals"])
     status, error = beat["status"], beat["error"]
-    if not beat["closed"] and (beat["host"], beat["boot_id"]) == (socket.gethostname(), boot_id()):
-        if not is_alive(ProcessId(beat["pid"], beat["started"])):
-            status = "failed"
-            error = "its coordinator was killed: run the same command again to go on"
-    metrics = dict(beat["metrics"])
+    here = (beat["host"], beat["boot_id"]) == (socket.gethostname(), boot_id())
+    if not beat["closed"] and here and not is_alive(ProcessId(beat["pid"], beat["started"])):
+        status = "failed"
+        error = "its coordinator was killed: run the same command again to go on"
+    step, metrics = beat["step"], dict(beat["metrics"])
+    if latest is not None and manifest is not None and latest.step > step:
+        step, metrics = latest.step, dict(manifest.metrics)  # newer than the last sign of life
     return (
         Result(
             run_dir=run.store.url,
             status=status,
             error=error,
-            step=beat["step"],
+            step=step,
             attempt=beat["attempt"],
             loss=metrics.pop("loss", None),
             metrics=metrics,

@@ -14,13 +14,16 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from workers.channel import Channel, accept, listen
 from workers.messages import Close, Command, Event, Progress
 from workers.processes import ProcessId
 from workers.training import Training
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LEASE_S = 10.0
 """Seconds without a word from a coordinator after which an agent ends itself and its workers."""
@@ -32,13 +35,14 @@ LEAVE_TIMEOUT_S = 2.0
 class _Connection:
     """A peer (see `training.Peer`) with its channel, and the pidfd that tells of its end."""
 
-    __slots__ = ("channel", "id", "pidfd", "process", "rank", "role")
+    __slots__ = ("channel", "id", "pidfd", "process", "rank", "ready", "role")
 
     def __init__(self, number: int, channel: Channel) -> None:
         self.id = number
         self.channel: Channel | None = channel
         self.role = ""
         self.rank = 0
+        self.ready = False
         self.pidfd = -1
         self.process = ProcessId(0, 0)
 
@@ -63,6 +67,7 @@ class AgentLoop:
         self._progress = Progress()
         self._last_word = 0.0
         self._closed = False
+        self._remove_arena = False
         self._wake, self._woken = socket.socketpair()
         self._next_id = 0
         self._peers: dict[int, _Connection] = {}
@@ -99,7 +104,7 @@ class AgentLoop:
         finally:
             listener.close()
             self._end_everyone()
-            self._training.release()
+            self._training.release(remove_arena=self._remove_arena)
             with self._condition:
                 self._closed = True
                 self._condition.notify_all()
@@ -126,8 +131,7 @@ class AgentLoop:
         while self._inbox:
             command = self._inbox.popleft()
             if isinstance(command, Close):
-                if command.remove:
-                    self._training.remove_arena()
+                self._remove_arena = command.remove
                 self._closed = True
                 return
             self._training.obey(command)
@@ -143,8 +147,9 @@ class AgentLoop:
         for kind, *arguments in messages:
             if kind == "join":
                 self._watch(peer, *arguments)
-            else:
-                self._training.hear(peer, kind, *arguments)
+                continue
+            peer.ready = peer.ready or kind == "ready"
+            self._training.hear(peer, kind, *arguments)
         for superseded in self._training.take_superseded():
             self._cut_off(self._peers[superseded])
 
@@ -181,12 +186,13 @@ class AgentLoop:
         self._training.bury(peer)
 
     def _end_everyone(self) -> None:
-        """Ask every peer to leave, and kill whom that does not move."""
-        leaving = [peer for peer in self._peers.values() if peer.channel is not None]
+        """Ask who is ready to leave; kill the others, and whom that does not move."""
+        left_behind = set(self._peers.values())
         with selectors.DefaultSelector() as selector:
-            for peer in leaving:
-                peer.send("exit")
-                selector.register(peer.channel.socket, selectors.EVENT_READ, peer)
+            for peer in self._peers.values():
+                if peer.channel is not None and peer.ready:
+                    peer.send("exit")
+                    selector.register(peer.channel.socket, selectors.EVENT_READ, peer)
             deadline = time.monotonic() + LEAVE_TIMEOUT_S
             while selector.get_map() and (left := deadline - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
@@ -194,9 +200,9 @@ class AgentLoop:
                         key.data.channel.receive_ready()
                         continue
                     selector.unregister(key.fileobj)
-                    leaving.remove(key.data)
-        for peer in self._peers.values():
-            if peer.pidfd >= 0 and (peer.channel is None or peer in leaving):
+                    left_behind.remove(key.data)
+        for peer in left_behind:
+            if peer.pidfd >= 0:
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(peer.pidfd, signal.SIGKILL)
                 select.select([peer.pidfd], [], [], LEAVE_TIMEOUT_S)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
 import socket
 import struct
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -19,6 +19,7 @@ from typing import Any
 _LENGTH = struct.Struct("<I")
 _MAX_NBYTES = 1 << 30
 _PEERCRED = struct.Struct("3i")
+_ABSTRACT = platform.system() == "Linux"
 
 
 class Channel:
@@ -86,7 +87,7 @@ class Channel:
 
 def address_for(name: str) -> str:
     """The address of a socket with this name on this node."""
-    if sys.platform == "linux":
+    if _ABSTRACT:
         return f"\0holdfast-{name}"
     return os.path.join(tempfile.gettempdir(), f"holdfast-{name}.sock")
 
@@ -104,7 +105,7 @@ def listen(address: str) -> socket.socket:
 def accept(listener: socket.socket) -> Channel | None:
     """The next connection; None if it was another user's and was closed."""
     sock, _ = listener.accept()
-    if sys.platform == "linux":
+    if _ABSTRACT:
         data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
         _, uid, _ = _PEERCRED.unpack(data)
         if uid != os.getuid():

@@ -7,15 +7,18 @@ of `as_engine`; a hand-written gradient or another framework implements the prot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import ConfigurationError
-from storage.layout import Layout
-from workers.rng import Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from storage.layout import Layout
+    from workers.rng import Streams
 
 Flat: TypeAlias = NDArray[np.float32]
 """A contiguous float32 buffer, or a slice of one, in layout order."""

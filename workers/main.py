@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--generation", type=int, default=0)
     arguments = parser.parse_args()
-    # A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole group: the coordinator decides what they mean.
+    # A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole group: the coordinator decides on them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     address = resolve(arguments.address)

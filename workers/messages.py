@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from storage.checkpoint import Part
+if TYPE_CHECKING:
+    from storage.checkpoint import Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

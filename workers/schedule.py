@@ -10,15 +10,18 @@ which would turn -0.0 into 0.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from storage.layout import ALIGNMENT
 from workers.rng import Purpose, Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 Node: TypeAlias = tuple[int, int]
 """(level, index) of a node of the reduction tree."""

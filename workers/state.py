@@ -17,18 +17,22 @@ import fcntl
 import json
 import mmap
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from crc32c import crc32c
-from numpy.typing import NDArray
 
 from storage.errors import SharedMemoryTooSmall
 from storage.layout import StateArray
-from workers.engine import Flat, Sums
 from workers.processes import ProcessId, available_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from workers.engine import Flat, Sums
 
 PAGE = 4096
 NUM_BUFFERS = 3
@@ -180,11 +184,11 @@ class Arena:
         try:
             magic, meta_nbytes = np.frombuffer(os.pread(fd, 16, 0).ljust(16, b"\0"), "<u8")
             if int(magic) != _MAGIC:
-                raise ValueError(f"{path} is not an arena of this version")
+                raise ValueError(f"{path} is not an arena of this version")  # noqa: TRY301
             spec = ArenaSpec.from_json(json.loads(os.pread(fd, int(meta_nbytes), 3 * PAGE)))
             nbytes = _Places(spec).nbytes
             if os.fstat(fd).st_size != nbytes:
-                raise ValueError(f"{path} is {os.fstat(fd).st_size} bytes long, not {nbytes}")
+                raise ValueError(f"{path} is not {nbytes} bytes long")  # noqa: TRY301
             return cls(path, spec, _map(fd, nbytes), fd)
         except BaseException:
             os.close(fd)
@@ -235,7 +239,7 @@ class Arena:
         return best if best is not None and best.sequence else None
 
     def commit(self, attempt: int, epoch: int, step: int, buffer: int, aux: Mapping[str, Any]) -> Commit:
-        """In place. Make `buffer` the state of `step`; `aux` is stored beside it before the record is written."""
+        """In place. Make `buffer` the state of `step`; `aux` is stored beside it first."""
         self._write_aux(buffer, aux)
         last = self.committed()
         commit = Commit(1 if last is None else last.sequence + 1, attempt, epoch, step, buffer)

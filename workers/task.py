@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,6 +14,9 @@ from storage.layout import StateArray
 from workers.data import Dataset
 from workers.engine import Engine, Sums, as_engine
 from workers.fingerprint import numeric_fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 class JobParts(Protocol):
@@ -68,7 +70,7 @@ class Task:
 
 
 def shipped(loader: bytes, paths: Sequence[str]) -> bytes:
-    """A job as it travels to workers: a pickled function that returns `JobParts`, and where its imports are."""
+    """A job as it travels: a pickled function that returns `JobParts`, and the paths of its imports."""
     return pickle.dumps((list(paths), loader))
 
 

@@ -1,8 +1,8 @@
 """What a node trains next: phases, checkpoints and evaluations at step boundaries, and commits.
 
-A step is two phases. In *gradient*, every microbatch is computed into a slot of its own; in *update*, segments
-of the parameter range are reduced along the tree and updated out of place. Each phase is complete when the
-barrier says so. Between two steps is a boundary, where evaluations, checkpoints and stops happen.
+A step is two phases. In *gradient*, every microbatch is computed into a slot of its own; in *update*,
+segments of the parameter range are reduced along the tree and updated out of place. Each phase is complete
+when the barrier says so. Between two steps is a boundary, where evaluations, checkpoints and stops happen.
 
 Nothing here waits or reads a socket: `AgentLoop` hands in what it heard and sends what a peer is told.
 """
@@ -12,9 +12,8 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,7 +23,6 @@ from storage.layout import StateArray
 from workers import fingerprint
 from workers.arenas import open_arena
 from workers.barrier import Assignment, Barrier
-from workers.engine import Sums
 from workers.faults import planned_fault
 from workers.messages import (
     Adopt,
@@ -52,10 +50,15 @@ from workers.messages import (
     Stop,
     Train,
 )
-from workers.processes import ProcessId
 from workers.schedule import batch_rows, combine, segments, tree_depth, tree_sum
 from workers.state import Arena, ArenaSpec
 from workers.task import averages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from workers.engine import Sums
+    from workers.processes import ProcessId
 
 SPARE_SLOTS = 1
 """Gradient slots beyond one per microbatch, so that lost work can be redone before its old slot is free."""
@@ -138,13 +141,13 @@ class Training:
         nbytes = 0 if self._arena is None else self._arena.spec.nbytes
         return Progress(self._step, self._metrics, len(self._workers), nbytes)
 
-    def remove_arena(self) -> None:
-        """Delete the shared memory: nobody will resume from it."""
-        if self._arena is not None:
-            self._arena.remove()
+    def release(self, *, remove_arena: bool) -> None:
+        """The end: everybody has left. Deletes the shared memory if nobody will resume from it.
 
-    def release(self) -> None:
-        """The end of the loop. Writes the trace of step times, if HOLDFAST_TRACE names a file."""
+        Writes the trace of step times, if HOLDFAST_TRACE names a file.
+        """
+        if remove_arena and self._arena is not None:
+            self._arena.remove()
         if self._trace is not None:
             with open(os.environ["HOLDFAST_TRACE"], "a", encoding="ascii") as file:
                 file.writelines(

@@ -10,7 +10,6 @@ import os
 import select
 import threading
 import traceback
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +39,7 @@ def run_worker(address: str, rank: int, generation: int, source: bytes) -> None:
     except HoldfastError as error:
         channel.send("failed", error)
         return
-    except Exception:
+    except Exception:  # noqa: BLE001 the user's code may raise anything
         channel.send("failed", UserCodeError(f"{traceback.format_exc()}the job could not be loaded"))
         return
     channel.send("ready", description)
@@ -115,7 +114,7 @@ class Worker:
                 streams = Streams(self._seed, step, item)
                 sums = engine.loss_and_grad(self._params[buffer], batch, streams, self._grads[slot])
                 self._arena.sums[slot][:] = sums
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
             self._strike(step, "backward")
@@ -157,7 +156,7 @@ class Worker:
                     )
                     if 2 * high >= start + stop:
                         self._strike(step, "update")
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
             self._channel.send("done", ticket, item)
@@ -171,7 +170,7 @@ class Worker:
             indices = np.arange(low, min(low + self._batch_size, len(validation)))
             try:
                 sums = self._task.engine.evaluate(self._params[buffer], validation.take(indices))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
             self._channel.send("done", ticket, item, sums)

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.chaos
 
 PHASES = ("forward", "backward", "reduce", "update")
 
-WIDE = {"hidden": 16384}
-"""344,000 parameters: so many that the segment of each worker is updated in several blocks."""
+WIDE = {"hidden": 16384, "delay_s": 0.02}
+"""344,000 parameters: so many that the segment of each worker is updated in several blocks. The delay lets a
+killed worker's successor, which obeys the next fault, join before the run ends."""
 
 
 def fault(step: int, phase: str) -> dict[str, Any]:

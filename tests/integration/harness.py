@@ -238,7 +238,7 @@ def saved(run_dir: Path) -> list[Saved]:
     """The checkpoint directories of a run, by (step, attempt)."""
     try:
         names = os.listdir(run_dir / "checkpoints")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     matches = (re.fullmatch(r"step-(\d{12})-a(\d{8})-\w+", name) for name in names)
     found = [Saved(int(m[1]), int(m[2]), run_dir / "checkpoints" / m[0]) for m in matches if m]
