@@ -74,7 +74,7 @@ e2e: $(VENV)/.installed-test ## run jobs on a Ray cluster as users do, into test
 	$(call if_there,e2e)
 
 bench: $(VENV)/.installed-test $(BENCH_VENV)/.installed ## measure, into tests/bench/RESULTS.md
-	$(BIN)/python tests/bench/run.py
+	$(BIN)/python tests/bench/run.py --peer-python $(BENCH_VENV)/bin/python
 
 lock: ## choose the versions of all that is needed anew (needs uv)
 	$(UV) --no-config lock --upgrade --default-index https://pypi.org/simple

@@ -9,7 +9,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, assert_never
 
 from orchestrator import machine
 from orchestrator.identity import check_identity, full_identity
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.spec import Job
     from orchestrator.totals import Totals
     from storage.run_directory import Attempt, RunDirectory
+
+P = ParamSpec("P")
 
 POLL_S = 0.1
 BEAT_S = 5.0
@@ -89,7 +91,7 @@ class Coordinator:
         self.state = State()
         self._events: deque[machine.Event] = deque()
         self._commands: list[m.Command] = []
-        self._jobs: list[Future[machine.Event]] = []
+        self._answers: list[Future[machine.Event]] = []
         self._description: dict[str, Any] = {}
         self._parent: Base | None = None
         self._progress = m.Progress()
@@ -123,15 +125,16 @@ class Coordinator:
     def _turn(self) -> None:
         """Listen to the agent, the runtime, the storage and the user once."""
         commands, self._commands = self._commands, []
-        events, self._progress = self._runtime.exchange(commands, POLL_S)
+        timeout_s = POLL_S / 10 if self._answers else POLL_S
+        events, self._progress = self._runtime.exchange(commands, timeout_s)
         self._measure()
         for event in events:
             self._handle(event)
         for exited in self._runtime.exited():
             self._handle(exited)
-        for future in [f for f in self._jobs if f.done()]:
-            self._jobs.remove(future)
-            self._handle(future.result())
+        for future in [f for f in self._answers if f.done()]:
+            self._answers.remove(future)
+            self._handle(self._answered(future))
         if (status := self._signalled()) is not None:
             self._handle(machine.Signalled(status))
         self._observer.progress(self._snapshot())
@@ -177,27 +180,31 @@ class Coordinator:
             case machine.Tell(command):
                 self._commands.append(command)
             case machine.Identify(description):
-                self._answer(lambda: self._identify(description))
+                self._ask(self._identify, description)
             case machine.ChooseBase(found, bad):
-                self._answer(lambda: self._choose_base(found, bad))
+                self._ask(self._choose_base, found, bad)
             case machine.RecordBase(base):
-                self._answer(lambda: self._record_base(base))
+                self._ask(self._record_base, base)
             case machine.CommitCheckpoint(written):
-                self._jobs.append(self._storage.submit(self._commit, written))
+                self._ask(self._commit, written)
             case Note():
                 self._tell(action)
             case _:
                 assert_never(action)
 
-    def _answer(self, ask: Callable[[], machine.Event]) -> None:
+    def _ask(self, question: Callable[P, machine.Event], *arguments: P.args, **named: P.kwargs) -> None:
+        """Have the storage thread answer, however slow it is; the agent must go on hearing from us."""
+        self._answers.append(self._storage.submit(question, *arguments, **named))
+
+    def _answered(self, future: Future[machine.Event]) -> machine.Event:
         try:
-            self._events.append(ask())
+            return future.result()
         except HoldfastError as error:
-            self._events.append(machine.Broken(error))
+            return machine.Broken(error)
 
     def _tell(self, note: Note) -> None:
         time_ = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._journal = [*self._journal, {"time": time_, "kind": note.kind, "text": note.text, **note.fields}]
+        self._journal.append({"time": time_, "kind": note.kind, "text": note.text, **note.fields})
         self._observer.note(note)
 
     # -- what the machine asks to be looked up ----------------------------------------------------------
@@ -274,7 +281,7 @@ class Coordinator:
         )
 
     def _commit(self, written: m.CheckpointWritten) -> machine.Event:
-        """On the storage thread: commit a checkpoint, then delete what is no longer kept."""
+        """Commit a checkpoint, then delete what is no longer kept."""
         try:
             manifest = commit(
                 self._run,
@@ -350,7 +357,7 @@ class Coordinator:
             with self._recording:
                 self._beats += 1
                 self._run.beat(self._attempt, self._record(closed=closed))
-                self._run.write_journal(self._attempt, self._journal)
+                self._run.write_journal(self._attempt, list(self._journal))
         except (StorageError, ConfigurationError) as error:
             self._observer.note(Note("storage", f"the run's records could not be written: {error}", {}))
 

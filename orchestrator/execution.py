@@ -22,6 +22,7 @@ from orchestrator.totals import Totals
 from storage.errors import ConfigurationError, RunAlive
 from storage.run_directory import Attempt, RunDirectory
 from storage.store import open_store
+from workers.arenas import discard_arena
 from workers.processes import ProcessId, is_alive
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def execute(request: Request, observer: Observer) -> tuple[Result, Exception | N
     totals = Totals.from_json(beat["totals"] if beat else None)
     latest = run.latest()
     if latest is not None and latest.step >= job.steps:
+        assert identity is not None
+        discard_arena(identity["place_id"])  # its last coordinator may have been killed just after the end
         return _finished_before(run, latest, totals), None
     settings = Settings(url, request.workers, microbatches)
     with _signals() as signalled:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,8 @@ class RayRuntime:
         self._socket = address_for(secrets.token_hex(8))
         self._actors: dict[tuple[str, int], Any] = {}
         self._lives: dict[Any, tuple[str, int]] = {}
-        self._pending: Any = None
+        self._pending: Any = None  # the call under way: one at a time
+        self._outgoing: list[Command] = []
         self._started = time.monotonic()
         self._heard = False
         self._own_ray = False
@@ -114,6 +116,7 @@ class RayRuntime:
 
     def _init(self, ray: Any, tell: Callable[[str], None]) -> None:
         address = self._address or os.environ.get("RAY_ADDRESS") or "local"
+        _check_listening(address)
         for last in [*([False] * (INIT_TRIES - 1)), True]:
             try:
                 ray.init(
@@ -187,11 +190,10 @@ class RayRuntime:
         agent = self._actors.get(("agent", 0))
         if agent is None:
             raise InfrastructureError("the agent is gone")
+        self._outgoing += commands
         if self._pending is None:
-            self._pending = agent.exchange.remote(list(commands), timeout_s)
-        elif commands:
-            # A call is under way that does not carry them: only before the agent has started.
-            raise AssertionError("commands before the agent was heard of")
+            self._pending = agent.exchange.remote(self._outgoing, timeout_s)
+            self._outgoing = []
         try:
             ready, _ = ray.wait([self._pending], timeout=timeout_s if not self._heard else timeout_s + 30.0)
             if not ready:
@@ -239,6 +241,19 @@ class RayRuntime:
         self._lives.clear()
         if self._own_ray:
             ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Raise ConfigurationError if nothing listens at a host and port: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(
+            f"no Ray cluster could be reached at {address}: {error}; check --address and RAY_ADDRESS"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -62,7 +62,7 @@ def where() -> str:
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     python = f"Python {platform.python_version()}"
     versions = ", ".join([python, *(f"{name} {version(name)}" for name in VERSIONS)])
-    machine = f"{os.cpu_count()} CPUs ({platform.machine()}), {platform.system()} {platform.release()}"
+    machine = f"{os.cpu_count()} CPUs ({platform.machine()}), {platform.system()}"
     return f"Commit {commit or 'unknown'}; {machine}; {versions}."
 
 

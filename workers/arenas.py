@@ -35,6 +35,16 @@ def open_arena(spec: ArenaSpec) -> Arena:
     return arena
 
 
+def discard_arena(place_id: str) -> None:
+    """Delete what a killed run left on this node, and end what is left of its processes; nothing if nothing."""
+    try:
+        arena = Arena.attach(arena_path(place_id))
+    except (FileNotFoundError, ValueError, KeyError):
+        return
+    _take_over(arena)
+    arena.remove()
+
+
 def _take_over(arena: Arena) -> None:
     """Take the lock of an arena that another process may own, after ending all who could write to it."""
     for process in arena.processes():

@@ -40,7 +40,7 @@ def assert_nothing_lost(outcome: Outcome, deaths: int, digest: str) -> None:
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_worker_killed_in_each_phase_costs_no_step(place: Place, reference: Reference, phase: str) -> None:
     outcome = place.run(workers=3, settings=WIDE, faults=[fault(5, phase)])
-    assert_nothing_lost(outcome, 1, reference(**WIDE)["state_digest"])
+    assert_nothing_lost(outcome, 1, reference(hidden=WIDE["hidden"])["state_digest"])
     place.assert_nothing_left()
 
 
@@ -49,13 +49,13 @@ def test_a_worker_killed_in_each_phase_of_one_run(place: Place, reference: Refer
     """With one worker, nobody is left to finish the step until its successor has started."""
     faults = [fault(3 + 4 * i, phase) for i, phase in enumerate(PHASES)]
     outcome = place.run(workers=workers, settings=WIDE, faults=faults)
-    assert_nothing_lost(outcome, 4, reference(**WIDE)["state_digest"])
+    assert_nothing_lost(outcome, 4, reference(hidden=WIDE["hidden"])["state_digest"])
     place.assert_nothing_left()
 
 
 def test_two_workers_killed_in_the_same_step(place: Place, reference: Reference) -> None:
     outcome = place.run(workers=3, settings=WIDE, faults=[fault(5, "backward"), fault(5, "update")])
-    assert_nothing_lost(outcome, 2, reference(**WIDE)["state_digest"])
+    assert_nothing_lost(outcome, 2, reference(hidden=WIDE["hidden"])["state_digest"])
     place.assert_nothing_left()
 
 
@@ -64,7 +64,7 @@ def test_a_worker_killed_in_the_first_or_the_last_step(
     place: Place, reference: Reference, step: int, phase: str
 ) -> None:
     outcome = place.run(workers=2, settings=WIDE, faults=[fault(step, phase)])
-    assert_nothing_lost(outcome, 1, reference(**WIDE)["state_digest"])
+    assert_nothing_lost(outcome, 1, reference(hidden=WIDE["hidden"])["state_digest"])
     assert latest(place.root / "run").step == 60
     place.assert_nothing_left()
 
@@ -74,7 +74,7 @@ def test_a_worker_killed_while_a_checkpoint_is_written(place: Place, reference: 
     outcome = place.run(
         workers=2, settings=WIDE, faults=[fault(20, "update"), fault(21, "reduce"), fault(40, "forward")]
     )
-    assert_nothing_lost(outcome, 3, reference(**WIDE)["state_digest"])
+    assert_nothing_lost(outcome, 3, reference(hidden=WIDE["hidden"])["state_digest"])
     place.assert_nothing_left()
 
 

@@ -1,0 +1,287 @@
+"""Times what users wait for, and writes RESULTS.md. Run by hand on a machine that does nothing else.
+
+    python tests/bench/run.py [--only NAME ...] [--peer-python PYTHON] [--tiny]
+
+The peer needs PyTorch, in an environment of its own whose interpreter is `--peer-python`, and its script
+`peers/torch_ddp.py` below the reference data (REFERENCE_DATA); without them the ratio is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+LIMIT_S = 300
+
+
+@dataclass
+class Run:
+    """A finished training run: its result, and when each step was dispatched and committed (ns, monotonic)."""
+
+    result: dict[str, Any]
+    started_ns: int
+    steps: list[tuple[int, int, int]]
+    kills_ns: list[int] = field(default_factory=list)
+
+    def intervals_ms(self, skip: int) -> list[float]:
+        """Time from commit to commit, without the first `skip` steps."""
+        commits = [committed for _, _, committed in self.steps][skip:]
+        return [(b - a) / 1e6 for a, b in zip(commits, commits[1:], strict=False)]
+
+    def pauses_ms(self) -> dict[int, float]:
+        """Step -> time from its commit to the dispatch of the next."""
+        pairs = zip(self.steps, self.steps[1:], strict=False)
+        return {step: (dispatched - committed) / 1e6 for (step, _, committed), (_, dispatched, _) in pairs}
+
+
+def train(place: Path, *, runtime: str = "process", workers: int = 2, kills: int = 0, **settings: Any) -> Run:
+    """Train tests/bench/jobs.py in a new directory; kill a worker now and then, `kills` times."""
+    run_dir = Path(tempfile.mkdtemp(dir=place))
+    trace = run_dir / "trace"
+    command = [sys.executable, "-m", "orchestrator", "run", str(HERE / "jobs.py"), "--json"]
+    command += ["--run-dir", str(run_dir / "run"), "--workers", str(workers), "--runtime", runtime]
+    for name, value in settings.items():
+        command += ["--set", f"{name}={value}"]
+    started = time.monotonic_ns()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HOLDFAST_TRACE": str(trace)},
+    )
+    kills_ns = _kill_workers(process, kills) if kills else []
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        raise
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{err}")
+    steps = [tuple(map(int, line.split())) for line in trace.read_text().splitlines()]
+    return Run(json.loads(out), started, steps, kills_ns)  # type: ignore[arg-type]
+
+
+def _kill_workers(process: subprocess.Popen[str], kills: int) -> list[int]:
+    """Kill one of two or more live workers at random moments; returns when."""
+    times: list[int] = []
+    rng = random.Random(0)
+    driver = psutil.Process(process.pid)
+    while len(times) < kills and process.poll() is None:
+        time.sleep(0.8 + 0.4 * rng.random())
+        ready = [w for w in _workers(driver) if time.time() - w.create_time() > 0.7]
+        if len(ready) < 2:
+            continue
+        victim = rng.choice(ready)
+        times.append(time.monotonic_ns())
+        os.kill(victim.pid, signal.SIGKILL)
+    return times
+
+
+def _workers(driver: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for child in driver.children(recursive=True):
+        try:
+            if "workers.main" in child.cmdline() and "worker" in child.cmdline():
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+# -- the benchmarks: each returns rows (what, figure) ---------------------------------------------------------
+
+Rows = list[tuple[str, str]]
+
+
+def step_time(place: Path, options: argparse.Namespace) -> Rows:
+    """784-512-10, global batch 64, 2 microbatches, 2 workers: time of a step, beside PyTorch DDP over gloo."""
+    steps, pairs = (60, 1) if options.tiny else (1500, 5)
+    peer = peer_command(options)
+    ours, theirs = [], []
+    for _ in range(pairs):
+        ours.append(statistics.median(train(place, steps=steps).intervals_ms(skip=steps // 5)))
+        if peer is not None:
+            theirs.append(peer_step_ms(peer))
+    rows = [("step, 2 workers", f"{statistics.median(ours):.2f} ms ({_spread(ours)})")]
+    if theirs:
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        rows.append(
+            ("the same in PyTorch DDP over gloo", f"{statistics.median(theirs):.2f} ms ({_spread(theirs)})")
+        )
+        rows.append(
+            ("ratio, pair by pair (at most 0.6)", f"{statistics.median(ratios):.2f} ({_spread(ratios)})")
+        )
+    else:
+        rows.append(
+            ("the same in PyTorch DDP over gloo", "not measured: no --peer-python, or no peer script")
+        )
+    return rows
+
+
+def recovery(place: Path, options: argparse.Namespace) -> Rows:
+    """kill -9 of one of two workers, at random moments: time to the next committed step."""
+    kills = 2 if options.tiny else 25
+    run = train(place, kills=kills, steps=1500 if options.tiny else 14000)
+    commits = [committed for _, _, committed in run.steps]
+    times = []
+    for killed in run.kills_ns:
+        after = [c for c in commits if c > killed]
+        if after:
+            times.append((after[0] - killed) / 1e6)
+    quantile = sorted(times)[int(0.95 * (len(times) - 1))]
+    return [
+        (
+            f"kill to the next committed step, median of {len(times)} (under 100 ms)",
+            f"{statistics.median(times):.1f} ms",
+        ),
+        ("95th percentile, highest", f"{quantile:.1f} ms, {max(times):.1f} ms"),
+        ("steps lost, worker deaths", f"{run.result['steps_lost']}, {run.result['worker_deaths']}"),
+    ]
+
+
+def checkpoint_stall(place: Path, options: argparse.Namespace) -> Rows:
+    """Checkpoints of 600 MB while training: what a checkpointed step's commit delays the next dispatch by."""
+    settings = {"hidden": 64, "steps": 60, "every": 20} if options.tiny else STALL
+    run = train(place, **settings)
+    every = int(settings["every"])
+    pauses = run.pauses_ms()
+    quiet = [ms for step, ms in pauses.items() if step % every]
+    stalls = [pauses[step] - statistics.median(quiet) for step in pauses if step % every == 0]
+    intervals = dict(zip([step for step, _, _ in run.steps][1:], run.intervals_ms(0), strict=True))
+    busy = [ms for step, ms in intervals.items() if 0 < step % every <= 3 and step > every]
+    idle = [ms for step, ms in intervals.items() if step % every > every * 0.7]
+    return [
+        (
+            f"stall by a checkpoint, median of {len(stalls)} (under 20 ms)",
+            f"{statistics.median(stalls):.2f} ms",
+        ),
+        ("highest", f"{max(stalls):.2f} ms"),
+        (
+            "step right after a checkpoint began, and long after",
+            f"{statistics.median(busy):.0f} ms, {statistics.median(idle):.0f} ms",
+        ),
+    ]
+
+
+STALL: dict[str, int] = {
+    "hidden": 6700,
+    "layers": 2,
+    "batch_size": 16,
+    "microbatches": 2,
+    "steps": 90,
+    "every": 30,
+}
+"""50.2 million parameters: 602 MB with Adam's slots."""
+
+
+def first_step(place: Path, options: argparse.Namespace) -> Rows:
+    """From the start of the command to the first committed step."""
+    rows = []
+    for runtime, limit, repeats in (("process", 3, 5), ("ray", 15, 3)):
+        if options.tiny and runtime == "ray":
+            continue
+        times = []
+        for _ in range(1 if options.tiny else repeats):
+            run = train(place, runtime=runtime, steps=20)
+            times.append((run.steps[0][2] - run.started_ns) / 1e9)
+        what = f"first step, {runtime} runtime (within {limit} s)"
+        rows.append((what, f"{statistics.median(times):.2f} s ({_spread(times)})"))
+    return rows
+
+
+def _spread(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def peer_command(options: argparse.Namespace) -> list[str] | None:
+    """How the peer is run; None if it cannot be."""
+    script = Path(os.environ.get("REFERENCE_DATA", ROOT.parent / "shared")) / "peers" / "torch_ddp.py"
+    if options.tiny or not options.peer_python or not script.is_file():
+        return None
+    return [options.peer_python, str(script), "--workers", "2", "--batch", "32", "--steps", "600"]
+
+
+def peer_step_ms(command: list[str]) -> float:
+    """Median step time that the peer reports."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return float(next(row["value"] for row in rows if row.get("stat") == "median"))
+
+
+BENCHMARKS = {
+    "step-time": step_time,
+    "recovery": recovery,
+    "checkpoint-stall": checkpoint_stall,
+    "first-step": first_step,
+}
+
+
+def main() -> None:
+    """Run the benchmarks and write their results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
+    parser.add_argument("--peer-python", help="interpreter of an environment with PyTorch")
+    parser.add_argument("--tiny", action="store_true", help="only see that everything runs; writes nothing")
+    options = parser.parse_args()
+    sections = []
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for name in options.only:
+            rows = BENCHMARKS[name](Path(folder), options)
+            description = (BENCHMARKS[name].__doc__ or "").strip()
+            table = "\n".join(f"| {what} | {figure} |" for what, figure in rows)
+            sections.append(f"## {name}\n\n{description}\n\n| what | figure |\n|---|---|\n{table}\n")
+            print(sections[-1], flush=True)
+    if not options.tiny:
+        write_results(sections)
+
+
+def write_results(sections: list[str]) -> None:
+    """Put the sections into RESULTS.md in place of those of the same name."""
+    path = HERE / "RESULTS.md"
+    old = path.read_text() if path.exists() else ""
+    kept = {m[1]: m[0] for m in re.finditer(r"^## (\S+)\n.*?(?=^## |\Z)", old, re.MULTILINE | re.DOTALL)}
+    stamp = f"Measured {datetime.now(UTC):%Y-%m-%d} at {_commit()} on {machine()}.\n"
+    for section in sections:
+        name = section.split()[1]
+        kept[name] = f"{section}\n{stamp}\n"
+    head = "# Results\n\nWritten by `make bench`. Absolute figures move with the machine; ratios are what counts.\n\n"
+    path.write_text(head + "".join(kept[name] for name in BENCHMARKS if name in kept))
+
+
+def machine() -> str:
+    """Processor, memory and versions."""
+    memory = psutil.virtual_memory().total / 2**30
+    versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "ray", "zarr"))
+    return f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, Python {platform.python_version()}, {versions}"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    return done.stdout.strip() or "no commit"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Every command and every snippet of README.md works, in the order in which a reader meets them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.harness import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from tests.integration.harness import Outcome, Place
+
+README = (ROOT / "README.md").read_text()
+
+HEXADECIMAL = re.compile(r"(?<![\w.])[0-9a-f]{16,}\b")
+NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
+PARENT = re.compile(r"/\S*/(?=runs/)")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command with the output that is shown for it, or one snippet of Python."""
+
+    line: int
+    command: tuple[str, ...]
+    code: str
+    shown: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"README.md:{self.line}: {' '.join(self.command) or 'python'}"
+
+    @property
+    def kind(self) -> str:
+        """Which test runs it."""
+        if self.command[:1] in [("make",), ("pip",)]:
+            return "install"
+        if "mnist" in self.command:
+            return "mnist"
+        return "ray" if self.command[:2] == ("holdfast", "run") and "process" not in self.command else "here"
+
+
+def steps() -> Iterator[Step]:
+    """What the readme tells its reader to do."""
+    for block in re.finditer(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
+        line = README.count("\n", 0, block.start()) + 2
+        if block[1] == "python":
+            shown = re.findall(r"print\(.*\)  # (.*)", block[2])
+            yield Step(line, (), block[2], tuple(shown))
+        else:
+            assert block[1] == "console", f"README.md:{line}: a block of {block[1]}, which no test runs"
+            for part in re.finditer(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block[2], re.MULTILINE):
+                number = line + block[2].count("\n", 0, part.start())
+                shown = [each for each in part[2].splitlines() if each != "..."]
+                yield Step(number, tuple(shlex.split(part[1])), "", tuple(shown))
+
+
+STEPS = list(steps())
+
+
+def of_kind(kind: str) -> list[Step]:
+    """Those that one test runs; there are some."""
+    found = [step for step in STEPS if step.kind == kind]
+    assert found, f"README.md shows nothing of the kind {kind!r} any more"
+    return found
+
+
+def do(step: Step, place: Place) -> Outcome | None:
+    """Run it as the reader would; None where there is only a file to save."""
+    if name := re.match(r"# (\w+\.py)\n", step.code):
+        place.file(name[1], step.code)
+        return None
+    if step.code:
+        place.file("snippet.py", step.code)
+        return place.python("snippet.py").expect(0)
+    program, *words = step.command
+    if program == "python":
+        return place.python(*words).expect(0)
+    assert program == "holdfast", f"{step}: no test knows how to run it"
+    return place.cli(*words).expect(0)
+
+
+def outline(text: str) -> str:
+    """The text without what differs from one run or machine to the next."""
+    text = HEXADECIMAL.sub("HEX", PARENT.sub("", text))
+    return " ".join(NUMBER.sub("N", text).split())
+
+
+def assert_shown(step: Step, outcome: Outcome) -> None:
+    """The lines that the readme shows were printed, in that order, if maybe not in a row."""
+    printed = iter([outline(line) for line in (outcome.stderr + outcome.stdout).splitlines()])
+    for line in step.shown:
+        assert outline(line) in printed, f"{step}: it does not print, after the lines before\n{line}{outcome}"
+
+
+def digest(place: Place, run_dir: str) -> str:
+    """The state digest that a run ended with."""
+    return str(place.cli("status", run_dir, "--json").done()["state_digest"])
+
+
+@pytest.fixture(scope="module")
+def walked(shared_place: Place) -> Place:
+    """A place in which all was done that needs neither Ray nor reference data; asserts what was shown."""
+    needs_sklearn()
+    for step in of_kind("here"):
+        outcome = do(step, shared_place)
+        if outcome is not None:
+            assert_shown(step, outcome)
+    return shared_place
+
+
+def needs_sklearn() -> None:
+    """Skip where the data of the readme's job are not installed."""
+    if find_spec("sklearn") is None:
+        pytest.skip("the job of README.md needs scikit-learn: pip install scikit-learn")
+
+
+def test_commands_and_snippets_print_what_is_shown(walked: Place) -> None:
+    assert (walked.root / "train.py").exists()
+    assert len(digest(walked, "runs/digits")) >= 32
+    walked.assert_nothing_left()
+
+
+@pytest.mark.ray
+def test_ray_ends_in_the_digest_of_the_process_runtime(walked: Place, ray_place: Place) -> None:
+    shutil.copy(walked.root / "train.py", ray_place.root)
+    (step,) = of_kind("ray")
+    outcome = do(step, ray_place)
+    assert outcome is not None
+    assert_shown(step, outcome)
+    assert digest(ray_place, "runs/on-ray") == digest(walked, "runs/digits")
+
+
+def test_mnist_trains_on_a_folder_of_idx_files(place: Place, reference_data: Path) -> None:
+    folder = reference_data / "data" / "mnist"
+    if not folder.is_dir():
+        pytest.skip(f"no MNIST files at {folder}")
+    (place.root / "mnist").symlink_to(folder)
+    for step in of_kind("mnist"):
+        outcome = do(step, place)
+        assert outcome is not None
+        assert_shown(step, outcome)
+    assert digest(place, "runs/mnist")
+    place.assert_nothing_left()
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if step.kind == "install"], ids=str)
+def test_installation_commands_are_such_as_make_and_pip_accept(step: Step) -> None:
+    """Without the network: make says what it would do; pip builds, but installs nothing."""
+    program, *words = step.command
+    command: Sequence[str]
+    if program == "make":
+        command = ["make", "--dry-run", *words]
+    else:
+        if find_spec("pip") is None:
+            pytest.skip("this environment has no pip")
+        offline = ["--dry-run", "--no-deps", "--no-build-isolation", "--no-index"]
+        command = [sys.executable, "-m", "pip", *words, *offline]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{step}\n{done.stdout}{done.stderr}"
+
+
+def test_links_lead_somewhere() -> None:
+    anchors = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_options_and_exit_codes_are_those_of_the_command(place: Place) -> None:
+    reference = README.partition("## The command line")[2].partition("\n## ")[0]
+    told = set(re.findall(r"`(--[a-z-]+)`", reference))
+    known = set(re.findall(r"^  (--[a-z-]+)", place.cli("run", "--help").stdout, re.MULTILINE))
+    assert told == known - {"--help"} - {"--run-dir", "--workers"}
+    codes = set(re.findall(r"^\| (\d+) \|", reference, re.MULTILINE))
+    assert codes == {"0", "1", "2", "4", "75", "130"}

@@ -1,0 +1,50 @@
+"""Everything that travels between processes survives the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import typing
+from typing import Any
+
+import pytest
+
+from orchestrator import machine
+from storage.checkpoint import Part
+from storage.errors import StorageError
+from workers import messages as m
+
+EXAMPLES: dict[Any, Any] = {
+    "int": 3,
+    "bool": True,
+    "str": "text",
+    "float": 0.5,
+    "int | None": None,
+    "tuple[int, int] | None": (1, 2),
+    "dict[str, Any]": {"a": [1, None]},
+    "dict[str, float]": {"loss": 0.5},
+    "Exception": StorageError("what, where, what to do"),
+    "Part": Part({}, (), {"params": {0: "ab"}}),
+    "Plan": m.Plan(attempt=1, epoch=0, url="u", steps=3, checkpoint_every=None, validate_every=2),
+}
+
+ALL = [*typing.get_args(m.Command), *typing.get_args(m.Event), m.Plan, m.Progress]
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+def test_every_message_survives_pickling_and_cannot_be_changed(kind: type) -> None:
+    message = kind(**{field.name: EXAMPLES[field.type] for field in dataclasses.fields(kind)})
+    copy = pickle.loads(pickle.dumps(message))
+    assert type(copy) is kind
+    for field in dataclasses.fields(kind):
+        ours, theirs = getattr(message, field.name), getattr(copy, field.name)
+        assert theirs == ours or (type(theirs), str(theirs)) == (type(ours), str(ours))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(message, field.name, None)
+    assert not hasattr(message, "__dict__"), "slots keep a misspelt field from being set"
+
+
+def test_every_event_of_an_agent_is_one_of_the_machines() -> None:
+    assert set(typing.get_args(m.Event)) <= set(typing.get_args(machine.Event))
+    for kind in typing.get_args(machine.Event):
+        assert dataclasses.is_dataclass(kind)
