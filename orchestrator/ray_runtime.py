@@ -53,8 +53,10 @@ class HoldfastWorker:
     def __init__(self, environment: dict[str, str]) -> None:
         os.environ.update(environment)
 
-    def run(self, address: str, rank: int, generation: int, source: bytes) -> None:
-        """Serve the agent."""
+    def run(self, address: str, rank: int, generation: int, source: bytes, folder: str) -> None:
+        """Serve the agent; where `folder` exists, relative paths in the job mean what they mean to the user."""
+        with suppress(OSError):
+            os.chdir(folder)
         limit_blas_threads()
         run_worker(address, rank, generation, source)
 
@@ -178,7 +180,8 @@ class RayRuntime:
             life = actor.run.remote()
         else:
             actor = remote.remote(self._environment)
-            arguments = (self._socket, rank, generation, *((self._source,) if role == "worker" else ()))
+            job = (self._source, os.getcwd()) if role == "worker" else ()
+            arguments = (self._socket, rank, generation, *job)
             life = actor.run.remote(*arguments)
         self._actors[role, rank] = actor
         self._lives[life] = (role, rank)

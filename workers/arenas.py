@@ -36,7 +36,7 @@ def open_arena(spec: ArenaSpec) -> Arena:
 
 
 def discard_arena(place_id: str) -> None:
-    """Delete what a killed run left on this node, and end what is left of its processes; nothing if nothing."""
+    """Delete what a killed run left on this node, after ending what is left of its processes."""
     try:
         arena = Arena.attach(arena_path(place_id))
     except (FileNotFoundError, ValueError, KeyError):

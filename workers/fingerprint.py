@@ -30,20 +30,29 @@ def numeric_fingerprint() -> dict[str, Any]:
 
     Two processes with equal fingerprints give equal bits for equal calls.
     """
-    from threadpoolctl import threadpool_info
-
-    blas = [
-        {key: library.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
-        for library in threadpool_info()
-        if library.get("user_api") == "blas"
-    ]
     return {
         "numpy": np.__version__,
         "machine": platform.machine(),
-        "blas": blas[:1],  # NumPy's own is loaded first; a second one belongs to some other package
+        "blas": _blas(),
         "denormals": bool(np.float32(1e-40) * np.float32(0.5) > 0),
         "probe": _probe(),
     }
+
+
+def _blas() -> list[dict[str, Any]]:
+    """What NumPy multiplies with: its own library, else all that are loaded.
+
+    Packages such as SciPy bring another one, and threadpoolctl lists them in an order that differs from one
+    process to the next.
+    """
+    from threadpoolctl import threadpool_info
+
+    loaded = [library for library in threadpool_info() if library.get("user_api") == "blas"]
+    beside = os.path.realpath(os.path.dirname(np.__file__))  # wheels bring numpy.libs, or numpy/.dylibs
+    own = [library for library in loaded if os.path.realpath(library["filepath"]).startswith(beside)]
+    keys = ("internal_api", "version", "architecture", "num_threads")
+    found = [{key: library.get(key) for key in keys} for library in own or loaded]
+    return sorted(found, key=repr)
 
 
 def _probe() -> str:

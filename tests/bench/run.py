@@ -3,12 +3,13 @@
     python tests/bench/run.py [--only NAME ...] [--peer-python PYTHON] [--tiny]
 
 The peer needs PyTorch, in an environment of its own whose interpreter is `--peer-python`, and its script
-`peers/torch_ddp.py` below the reference data (REFERENCE_DATA); without them the ratio is left out, and said so.
+`peers/torch_ddp.py` below the reference data (REFERENCE_DATA); without them the ratio is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -35,7 +36,7 @@ LIMIT_S = 300
 
 @dataclass
 class Run:
-    """A finished training run: its result, and when each step was dispatched and committed (ns, monotonic)."""
+    """A finished run: its result, and when each step was dispatched and committed (ns, monotonic)."""
 
     result: dict[str, Any]
     started_ns: int
@@ -45,11 +46,11 @@ class Run:
     def intervals_ms(self, skip: int) -> list[float]:
         """Time from commit to commit, without the first `skip` steps."""
         commits = [committed for _, _, committed in self.steps][skip:]
-        return [(b - a) / 1e6 for a, b in zip(commits, commits[1:], strict=False)]
+        return [(b - a) / 1e6 for a, b in itertools.pairwise(commits)]
 
     def pauses_ms(self) -> dict[int, float]:
         """Step -> time from its commit to the dispatch of the next."""
-        pairs = zip(self.steps, self.steps[1:], strict=False)
+        pairs = itertools.pairwise(self.steps)
         return {step: (dispatched - committed) / 1e6 for (step, _, committed), (_, dispatched, _) in pairs}
 
 
@@ -108,13 +109,13 @@ def _workers(driver: psutil.Process) -> list[psutil.Process]:
     return found
 
 
-# -- the benchmarks: each returns rows (what, figure) ---------------------------------------------------------
+# -- the benchmarks: each returns rows (what, figure) -------------------------------------------------
 
 Rows = list[tuple[str, str]]
 
 
 def step_time(place: Path, options: argparse.Namespace) -> Rows:
-    """784-512-10, global batch 64, 2 microbatches, 2 workers: time of a step, beside PyTorch DDP over gloo."""
+    """784-512-10, global batch 64, 2 microbatches, 2 workers: a step, beside PyTorch DDP over gloo."""
     steps, pairs = (60, 1) if options.tiny else (1500, 5)
     peer = peer_command(options)
     ours, theirs = [], []
@@ -266,7 +267,7 @@ def write_results(sections: list[str]) -> None:
     for section in sections:
         name = section.split()[1]
         kept[name] = f"{section}\n{stamp}\n"
-    head = "# Results\n\nWritten by `make bench`. Absolute figures move with the machine; ratios are what counts.\n\n"
+    head = "# Results\n\nWritten by `make bench`. Absolute figures move with the machine; ratios count.\n\n"
     path.write_text(head + "".join(kept[name] for name in BENCHMARKS if name in kept))
 
 
@@ -274,7 +275,8 @@ def machine() -> str:
     """Processor, memory and versions."""
     memory = psutil.virtual_memory().total / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "ray", "zarr"))
-    return f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, Python {platform.python_version()}, {versions}"
+    hardware = f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB"
+    return f"{hardware}, Python {platform.python_version()}, {versions}"
 
 
 def _commit() -> str:
