@@ -33,7 +33,7 @@ LEAVE_TIMEOUT_S = 2.0
 
 
 class _Connection:
-    """A peer (see `training.Peer`) with its channel, and the pidfd that tells of its end."""
+    """A peer (a `Peer`) with its channel, and the pidfd that tells of its end."""
 
     __slots__ = ("channel", "id", "pidfd", "process", "rank", "ready", "role")
 
@@ -150,8 +150,6 @@ class AgentLoop:
                 continue
             peer.ready = peer.ready or kind == "ready"
             self._training.hear(peer, kind, *arguments)
-        for superseded in self._training.take_superseded():
-            self._cut_off(self._peers[superseded])
 
     def _watch(self, peer: _Connection, role: str, rank: int, pid: int) -> None:
         peer.role, peer.rank = role, rank

@@ -13,7 +13,7 @@ from storage.errors import ConfigurationError
 from storage.layout import StateArray
 from workers.data import Dataset
 from workers.engine import Engine, Sums, as_engine
-from workers.fingerprint import numeric_fingerprint
+from workers.fingerprint import difference, numeric_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,3 +96,19 @@ def _dataset(value: object, what: str) -> Dataset:
     if len(value) == 0:
         raise ConfigurationError(f"the dataset of the job's {what} function is empty")
     return value
+
+
+def mismatch(expected: dict[str, Any], found: dict[str, Any], rank: int) -> ConfigurationError | None:
+    """Why a worker cannot take part: its job or its arithmetic differs from the first worker's."""
+    if (what := difference(expected["fingerprint"], found["fingerprint"])) is not None:
+        return ConfigurationError(
+            f"worker {rank} computes with other bits than the first worker: {what}; run all workers on "
+            "one kind of processor with one NumPy"
+        )
+    for key in expected.keys() - {"fingerprint"}:
+        if expected[key] != found[key]:
+            return ConfigurationError(
+                f"worker {rank} loaded another {key} than the first worker: the model and data functions "
+                "must give the same on every worker"
+            )
+    return None

@@ -10,25 +10,20 @@ Nothing here waits or reads a socket: `AgentLoop` hands in what it heard and sen
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage.checkpoint import directory_name
 from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, UserCodeError
 from storage.layout import StateArray
-from workers import fingerprint
 from workers.arenas import open_arena
 from workers.barrier import Assignment, Barrier
 from workers.faults import planned_fault
 from workers.messages import (
     Adopt,
-    CheckpointFailed,
     CheckpointSkipped,
-    CheckpointWritten,
     Command,
     Described,
     Evaluated,
@@ -50,32 +45,22 @@ from workers.messages import (
     Stop,
     Train,
 )
+from workers.saving import Saving
 from workers.schedule import batch_rows, combine, segments, tree_depth, tree_sum
 from workers.state import Arena, ArenaSpec
-from workers.task import averages
+from workers.task import averages, mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from storage.checkpoint import Part
     from workers.engine import Sums
-    from workers.processes import ProcessId
+    from workers.peer import Peer
 
 SPARE_SLOTS = 1
 """Gradient slots beyond one per microbatch, so that lost work can be redone before its old slot is free."""
 
 MAX_DEATHS_PER_MICROBATCH = 3
-
-
-class Peer(Protocol):
-    """A worker or writer as the training sees it."""
-
-    id: int
-    role: str
-    rank: int
-    process: ProcessId
-
-    def send(self, *message: object) -> None:
-        """Tell it something; a peer that is gone is told nothing."""
 
 
 class Phase(Enum):
@@ -96,7 +81,6 @@ class Training:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._superseded: list[int] = []
         self._workers: dict[int, Peer] = {}  # ready ones
         self._writer: Peer | None = None
         self._description: dict[str, Any] | None = None
@@ -115,10 +99,8 @@ class Training:
         self._evaluation: dict[int, Sums] = {}
         self._evaluated_step = -1
         self._validation: dict[str, float] = {}
-        self._saving: int | None = None
-        self._saving_since = 0.0
-        self._pinned: tuple[int, int] | None = None  # (buffer, writer's id)
-        self._saved_step = -1
+        self._saving = Saving()
+        self._restoring = ""
         self._stop: Stop | None = None
         self._fault = planned_fault("agent", 0, 0)
         self._trace: list[tuple[int, int, int]] | None = [] if os.environ.get("HOLDFAST_TRACE") else None
@@ -130,11 +112,6 @@ class Training:
         """What happened since the last call."""
         events, self._events = self._events, []
         return events
-
-    def take_superseded(self) -> list[int]:
-        """Peers that must be cut off and ended."""
-        superseded, self._superseded = self._superseded, []
-        return superseded
 
     def progress(self) -> Progress:
         """Where training is."""
@@ -174,9 +151,7 @@ class Training:
                     self._plan = plan
                     self._at_boundary()
                 case Settled(step, committed):
-                    self._saving = None
-                    if committed:
-                        self._saved_step = step
+                    self._saving.settled(step, committed=committed)
                     self._resume_drain()
                 case Stop():
                     self._stop = command
@@ -218,11 +193,12 @@ class Training:
         found = arena.committed()
         assert found is not None
         self._metrics = arena.aux(found.buffer)["metrics"]
-        self._started(found.step, found.buffer, saved=False)
+        self._started(found.step, found.buffer, stored=False)
 
-    def _started(self, step: int, buffer: int, *, saved: bool) -> None:
+    def _started(self, step: int, buffer: int, *, stored: bool) -> None:
         self._step, self._buffer = step, buffer
-        self._saved_step = step if saved else -1
+        if stored:
+            self._saving.stored_step = step
         self._phase = Phase.IDLE
         self._events.append(Started(step))
 
@@ -261,7 +237,7 @@ class Training:
             if self._description is None:
                 self._description = description
                 self._events.append(Described(description))
-            elif (error := _mismatch(self._description, description, peer.rank)) is not None:
+            elif (error := mismatch(self._description, description, peer.rank)) is not None:
                 self._fail(error)
                 return
             self._workers[peer.id] = peer
@@ -293,8 +269,8 @@ class Training:
             if phase is Phase.RESTORE:
                 self._events.append(RestoreFailed(self._restoring, error))
                 self._phase = Phase.IDLE
-            elif self._pinned is not None and self._saving is not None:
-                self._events.append(CheckpointFailed(self._saving, error))
+            elif (failed := self._saving.lost(error)) is not None:
+                self._events.append(failed)
         elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier.members:
             item, deaths, assignments = self._barrier.lost(peer.id)
             if phase is Phase.GRADIENT and deaths >= MAX_DEATHS_PER_MICROBATCH:
@@ -311,8 +287,8 @@ class Training:
         if self._arena is None:
             return
         self._arena.dismiss(peer.process)
-        if self._pinned is not None and self._pinned[1] == peer.id:
-            self._unpin()
+        self._saving.gone(peer.id)
+        self._resume_drain()
         self._send(self._barrier.gone(peer.id))
         self._advance()
 
@@ -379,7 +355,7 @@ class Training:
 
     def _end_initialise(self) -> None:
         self._ready_arena().commit(self._attempt, 0, 0, self._target, {"metrics": {}})
-        self._started(0, self._target, saved=False)
+        self._started(0, self._target, stored=False)
 
     def _begin_gradient(self) -> None:
         assert self._prepare is not None
@@ -436,7 +412,7 @@ class Training:
         every = plan.validate_every
         if self._step != self._evaluated_step and description["validation_samples"]:
             due = done or (every is not None and self._step % every == 0 and self._step > 0)
-            if due and self._stop is None:
+            if due and (done or self._stop is None):
                 assert self._prepare is not None
                 self._evaluation = {}
                 self._begin(Phase.EVALUATE, -(-description["validation_samples"] // self._prepare.batch_size))
@@ -445,7 +421,7 @@ class Training:
             self._drain(done=done)
             return
         every = plan.checkpoint_every
-        if every is not None and self._step % every == 0 and self._step not in (0, self._saved_step):
+        if every is not None and self._step % every == 0 and self._step not in (0, self._saving.stored_step):
             self._checkpoint()
         self._begin_gradient()
 
@@ -453,10 +429,10 @@ class Training:
         """Nothing more is trained: write the last checkpoint, wait until it is settled, and finish."""
         self._phase = Phase.DRAIN
         wanted = done or (self._stop is not None and self._stop.checkpoint)
-        if self._saving is not None:
+        if self._saving.step is not None:
             return
-        if wanted and self._step != self._saved_step:
-            if self._writer is not None and self._pinned is None:
+        if wanted and self._step != self._saving.stored_step:
+            if self._saving.obstacle(self._writer) is None:
                 self._checkpoint()
             return
         self._phase = Phase.ENDED
@@ -468,64 +444,31 @@ class Training:
             self._at_boundary()
 
     def _checkpoint(self) -> None:
-        """Pin the committed buffer and have the writer store it; training goes on at once."""
-        plan, arena = self._plan, self._ready_arena()
-        assert plan is not None
-        if self._saving is not None or self._pinned is not None:
-            reason = f"the checkpoint of step {self._saving} is still being written"
+        """Have the committed buffer stored, if that can be; training goes on at once."""
+        assert self._plan is not None
+        if (reason := self._saving.obstacle(self._writer)) is not None:
             self._events.append(CheckpointSkipped(self._step, reason))
-        elif self._writer is None:
-            self._events.append(CheckpointSkipped(self._step, "the writer is being replaced"))
-        else:
-            self._saving, self._saving_since = self._step, time.monotonic()
-            self._pinned = (self._buffer, self._writer.id)
-            self._saving_metrics = self._metrics | self._fresh_validation()
-            arena.pin(self._buffer, self._writer.process)
-            directory = directory_name(self._step, plan.attempt, secrets.token_hex(8))
-            self._writer.send("write", self._buffer, self._step, plan.url, directory)
-
-    def _fresh_validation(self) -> dict[str, float]:
-        return self._validation if self._evaluated_step == self._step else {}
-
-    def _unpin(self) -> None:
-        assert self._pinned is not None
-        self._ready_arena().unpin(self._pinned[0])
-        self._pinned = None
-        self._resume_drain()
-
-    def _written(self, step: int, part: Any, directory: str) -> None:
-        self._unpin()
-        seconds = time.monotonic() - self._saving_since
-        self._events.append(
-            CheckpointWritten(step, directory, part, {"iterations": step}, self._saving_metrics, seconds)
+            return
+        assert self._writer is not None
+        validation = self._validation if self._evaluated_step == self._step else {}
+        arena = self._ready_arena()
+        self._saving.begin(
+            arena, self._writer, self._plan, self._buffer, self._step, self._metrics | validation
         )
+
+    def _written(self, step: int, part: Part, directory: str) -> None:
+        self._events.append(self._saving.written(step, part, directory))
+        self._resume_drain()
 
     def _restored(self, step: int, metrics: dict[str, float]) -> None:
         self._metrics = metrics
         self._ready_arena().commit(self._attempt, 0, step, self._target, {"metrics": metrics})
-        self._started(step, self._target, saved=True)
+        self._started(step, self._target, stored=True)
 
     def _writer_failed(self, kind: str, error: Exception) -> None:
         if kind == "write":
-            assert self._saving is not None
-            self._unpin()
-            self._events.append(CheckpointFailed(self._saving, error))
+            self._events.append(self._saving.failed(error))
+            self._resume_drain()
         else:
             self._phase = Phase.IDLE
             self._events.append(RestoreFailed(self._restoring, error))
-
-
-def _mismatch(expected: dict[str, Any], found: dict[str, Any], rank: int) -> ConfigurationError | None:
-    """Why a worker cannot take part: its job or its arithmetic differs from the first worker's."""
-    if (difference := fingerprint.difference(expected["fingerprint"], found["fingerprint"])) is not None:
-        return ConfigurationError(
-            f"worker {rank} computes with other bits than the first worker: {difference}; run all workers on "
-            "one kind of processor with one NumPy"
-        )
-    for key in expected.keys() - {"fingerprint"}:
-        if expected[key] != found[key]:
-            return ConfigurationError(
-                f"worker {rank} loaded another {key} than the first worker: the model and data functions "
-                "must give the same on every worker"
-            )
-    return None

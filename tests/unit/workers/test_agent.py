@@ -68,7 +68,8 @@ class Node:
         return popen
 
     def close(self) -> None:
-        os.kill(self.popen.pid, signal.SIGCONT)
+        if self.popen.poll() is None:
+            os.kill(self.popen.pid, signal.SIGCONT)
         self.control.close()
         for popen in [*self.peers, self.popen]:
             popen.kill()
