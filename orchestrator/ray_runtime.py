@@ -54,7 +54,7 @@ class HoldfastWorker:
         os.environ.update(environment)
 
     def run(self, address: str, rank: int, generation: int, source: bytes, folder: str) -> None:
-        """Serve the agent; where `folder` exists, relative paths in the job mean what they mean to the user."""
+        """Serve the agent; where `folder` exists, relative paths mean what they mean to the user."""
         with suppress(OSError):
             os.chdir(folder)
         limit_blas_threads()

@@ -147,19 +147,16 @@ class AgentLoop:
         for kind, *arguments in messages:
             if kind == "join":
                 self._watch(peer, *arguments)
-                continue
-            peer.ready = peer.ready or kind == "ready"
-            self._training.hear(peer, kind, *arguments)
+            elif peer.pidfd >= 0 or kind == "failed":  # of the dead only why they failed counts
+                peer.ready = peer.ready or kind == "ready"
+                self._training.hear(peer, kind, *arguments)
 
     def _watch(self, peer: _Connection, role: str, rank: int, pid: int) -> None:
         peer.role, peer.rank = role, rank
         peer.process = ProcessId.of(pid)
-        try:
+        with suppress(ProcessLookupError):
             peer.pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._cut_off(peer)
-            return
-        self._selector.register(peer.pidfd, selectors.EVENT_READ, lambda _: self._ended(peer))
+            self._selector.register(peer.pidfd, selectors.EVENT_READ, lambda _: self._ended(peer))
 
     def _cut_off(self, peer: _Connection) -> None:
         """A peer is dead or superseded: hand on its work, kill it, and wait for its end by the pidfd."""
@@ -177,6 +174,8 @@ class AgentLoop:
 
     def _ended(self, peer: _Connection) -> None:
         """The process is known to have ended: what it could write can be used again."""
+        while peer.channel is not None and select.select([peer.channel], [], [], 0)[0]:
+            self._read(peer)  # its last words
         self._cut_off(peer)
         self._selector.unregister(peer.pidfd)
         os.close(peer.pidfd)

@@ -23,11 +23,12 @@ def open_arena(spec: ArenaSpec) -> Arena:
     """
     path = arena_path(spec.place_id)
     arena: Arena | None = None
-    with suppress(FileNotFoundError, ValueError, KeyError):
+    with suppress(FileNotFoundError, ValueError):
         arena = Arena.attach(path)
     if arena is not None:
         _take_over(arena)
         if arena.spec != spec:
+            arena.close()
             arena = None
     if arena is None:
         arena = Arena.create(path, spec)
@@ -39,10 +40,11 @@ def discard_arena(place_id: str) -> None:
     """Delete what a killed run left on this node, after ending what is left of its processes."""
     try:
         arena = Arena.attach(arena_path(place_id))
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError):
         return
     _take_over(arena)
     arena.remove()
+    arena.close()
 
 
 def _take_over(arena: Arena) -> None:

@@ -30,6 +30,7 @@ class Barrier:
     """Members, their unfinished items, and the slots that results are written to."""
 
     __slots__ = (
+        "_avoid",
         "_busy",
         "_deaths",
         "_errors",
@@ -49,6 +50,7 @@ class Barrier:
         self._todo: deque[int] = deque()
         self._deaths: Counter[int] = Counter()
         self._errors: Counter[int] = Counter()
+        self._avoid: dict[int, int] = {}  # item -> worker on which it raised
         self._use_slots = False
         self.slots: dict[int, int] = {}
         """Item -> slot of its accepted result."""
@@ -73,6 +75,7 @@ class Barrier:
         self._use_slots = use_slots
         self._deaths.clear()
         self._errors.clear()
+        self._avoid.clear()
         return self._assign()
 
     def join(self, worker: int) -> list[Assignment]:
@@ -99,7 +102,8 @@ class Barrier:
             self._free.append(self._slots_of.pop((worker, item)))
         self._errors[item] += 1
         self._todo.append(item)
-        return self._errors[item], self._assign(avoid=worker)
+        self._avoid[item] = worker
+        return self._errors[item], self._assign()
 
     def lost(self, worker: int) -> tuple[int | None, int, list[Assignment]]:
         """A worker is superseded: dead, or about to be killed.
@@ -122,22 +126,22 @@ class Barrier:
         self._free.extend(self._retiring.pop(worker, []))
         return self._assign()
 
-    def _assign(self, avoid: int | None = None) -> list[Assignment]:
-        workers = [w for w in self._busy if w != avoid] or list(self._busy)
+    def _assign(self) -> list[Assignment]:
         count = min(len(self._todo), len(self._free)) if self._use_slots else len(self._todo)
-        if not workers or not count:
+        if not self._busy or not count:
             return []
-        workers.sort(
-            key=lambda w: -len(self._busy[w])
-        )  # stable; `share` gives the rest to the last, the idlest
+        # Stable; `share` gives the rest to the last, the idlest.
+        workers = sorted(self._busy, key=lambda worker: -len(self._busy[worker]))
         items = [self._todo.popleft() for _ in range(count)]
-        result = []
+        mine: dict[int, list[int]] = {worker: [] for worker in workers}
         for worker, (low, high) in zip(workers, share(count, len(workers)), strict=True):
-            mine = tuple(items[low:high])
-            if not mine:
-                continue
-            slots = tuple(self._free.pop() for _ in mine) if self._use_slots else ()
-            self._busy[worker].extend(mine)
-            self._slots_of.update(((worker, item), slot) for item, slot in zip(mine, slots, strict=False))
-            result.append(Assignment(worker, mine, slots))
-        return result
+            for item in items[low:high]:
+                others = [w for w in workers if w != self._avoid.get(item)]
+                mine[worker if worker in others or not others else others[-1]].append(item)
+        return [self._give(worker, tuple(work)) for worker, work in mine.items() if work]
+
+    def _give(self, worker: int, items: tuple[int, ...]) -> Assignment:
+        slots = tuple(self._free.pop() for _ in items) if self._use_slots else ()
+        self._busy[worker].extend(items)
+        self._slots_of.update(((worker, item), slot) for item, slot in zip(items, slots, strict=False))
+        return Assignment(worker, items, slots)

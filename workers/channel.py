@@ -97,8 +97,12 @@ def listen(address: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     if not address.startswith("\0") and os.path.exists(address):
         os.unlink(address)
-    sock.bind(address)
-    sock.listen(256)
+    try:
+        sock.bind(address)
+        sock.listen(256)
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint that a node is writing, from the pin of a buffer until the coordinator says that it stands."""
+"""The checkpoint that a node is writing, from the pin of a buffer to the coordinator's last word on it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from crc32c import crc32c
 
-from storage.errors import SharedMemoryTooSmall
+from storage.errors import ConfigurationError, SharedMemoryTooSmall
 from storage.layout import StateArray
 from workers.processes import ProcessId, available_memory
 
@@ -151,9 +151,17 @@ class Arena:
         """
         places = _Places(spec)
         directory = os.path.dirname(path)
-        if os.path.lexists(path):
-            os.unlink(path)
-        available = available_memory(directory)
+        try:
+            if os.path.lexists(path):
+                os.unlink(path)
+            available = available_memory(directory)
+        except PermissionError as error:
+            raise _not_ours(path) from error
+        except OSError as error:
+            raise ConfigurationError(
+                f"{directory} cannot hold shared memory ({error.strerror}): set HOLDFAST_SHM_DIR to a "
+                "directory in memory"
+            ) from error
         if places.nbytes > available:
             raise _too_small(directory, places.nbytes, available)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -178,21 +186,23 @@ class Arena:
     def attach(cls, path: str) -> Arena:
         """Map an existing arena without taking its lock.
 
-        Raises FileNotFoundError if there is none, ValueError if the file is no complete arena.
+        Raises FileNotFoundError if there is none, ValueError if the file is no complete arena, and
+        ConfigurationError if it is not this user's.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            magic, meta_nbytes = np.frombuffer(os.pread(fd, 16, 0).ljust(16, b"\0"), "<u8")
-            if int(magic) != _MAGIC:
-                raise ValueError(f"{path} is not an arena of this version")  # noqa: TRY301
-            spec = ArenaSpec.from_json(json.loads(os.pread(fd, int(meta_nbytes), 3 * PAGE)))
-            nbytes = _Places(spec).nbytes
-            if os.fstat(fd).st_size != nbytes:
-                raise ValueError(f"{path} is not {nbytes} bytes long")  # noqa: TRY301
-            return cls(path, spec, _map(fd, nbytes), fd)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise _not_ours(path) from error
+        try:
+            spec = _read_spec(fd, path)
+            return cls(path, spec, _map(fd, spec.nbytes), fd)
         except BaseException:
             os.close(fd)
             raise
+
+    def close(self) -> None:
+        """Give the descriptor and with it the lock back; the memory goes with the last view of it."""
+        os.close(self._fd)
 
     def lock(self) -> bool:
         """Take the owner's lock; False if another process holds it."""
@@ -290,9 +300,34 @@ class Arena:
             os.unlink(self.path)
 
 
+def _read_spec(fd: int, path: str) -> ArenaSpec:
+    """What the arena in a file was made for. Raises as `Arena.attach` does."""
+    status = os.fstat(fd)
+    if status.st_uid != os.getuid():
+        # Its header would name processes of ours to be killed, and parameters to go on from.
+        raise _not_ours(path)
+    magic, meta_nbytes = (int(word) for word in np.frombuffer(os.pread(fd, 16, 0).ljust(16, b"\0"), "<u8"))
+    if magic != _MAGIC or meta_nbytes > status.st_size:
+        raise ValueError(f"{path} is not an arena of this version")
+    try:
+        spec = ArenaSpec.from_json(json.loads(os.pread(fd, meta_nbytes, 3 * PAGE)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the description of {path} is damaged") from error
+    if status.st_size != spec.nbytes:
+        raise ValueError(f"{path} is {status.st_size} bytes long, not {spec.nbytes}")
+    return spec
+
+
 def _map(fd: int, nbytes: int) -> mmap.mmap:
     # MAP_POPULATE takes the page faults now and not in the first steps.
     return mmap.mmap(fd, nbytes, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+
+
+def _not_ours(path: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the shared memory {path} of this run belongs to another user: let that user resume the run, or "
+        "remove the file, or set HOLDFAST_SHM_DIR to another place"
+    )
 
 
 def _too_small(directory: str, needed: int, available: int) -> SharedMemoryTooSmall:
