@@ -94,6 +94,7 @@ class Coordinator:
         self._answers: list[Future[machine.Event]] = []
         self._description: dict[str, Any] = {}
         self._parent: Base | None = None
+        self._base_digest: str | None = None
         self._progress = m.Progress()
         self._clock: tuple[float, int] | None = None  # (when training began, at which step)
         self._steps_per_s: float | None = None
@@ -141,21 +142,17 @@ class Coordinator:
 
     def _end(self) -> None:
         """End every process. The arena goes when nobody will need it again."""
-        remove = self.state.status in (Status.DONE, Status.PREEMPTED, Status.INTERRUPTED) or isinstance(
-            self.state.error, ConfigurationError
-        )
         try:
-            self._runtime.exchange([m.Close(remove and self._saved())], 0.0)
+            self._runtime.exchange([m.Close(remove=self._stored())], 0.0)
         except HoldfastError:
             pass  # it is gone already
         finally:
             self._runtime.close()
 
-    def _saved(self) -> bool:
-        """Whether storage holds what the arena does."""
-        return self.state.status is Status.DONE or (
-            self._parent is not None and self._parent.step >= self._progress.step
-        )
+    def _stored(self) -> bool:
+        """Whether the attempt ended well, and storage holds what the arena does."""
+        ended_well = self.state.status in (Status.DONE, Status.PREEMPTED, Status.INTERRUPTED)
+        return ended_well and self._parent is not None and self._parent.step >= self._progress.step
 
     # -- the machine ------------------------------------------------------------------------------------
 
@@ -254,6 +251,7 @@ class Coordinator:
         if difference is not None:
             self._other_arithmetic(difference)
         self._parent = Base(step=entry.step, attempt=entry.attempt)
+        self._base_digest = entry.manifest.state_digest
         return machine.BaseChosen(self._parent, entry.directory, in_memory=False)
 
     def _other_arithmetic(self, difference: str) -> None:
@@ -327,6 +325,11 @@ class Coordinator:
         """Where the attempt was when it was last heard of."""
         return self._snapshot()
 
+    @property
+    def state_digest(self) -> str | None:
+        """Digest of the last checkpoint that this attempt committed or went on from."""
+        return self.state.state_digest or self._base_digest
+
     def _record(self, *, closed: bool) -> dict[str, Any]:
         process = ProcessId.current()
         return {
@@ -341,7 +344,7 @@ class Coordinator:
             "step": self._progress.step,
             "steps": self._job.steps,
             "metrics": {**self._progress.metrics, **self.state.metrics},
-            "state_digest": self.state.state_digest,
+            "state_digest": self.state_digest,
             "steps_per_s": self._steps_per_s,
             "workers": self._progress.workers,
             "totals": self.totals.to_json(),

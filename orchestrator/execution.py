@@ -19,7 +19,7 @@ from orchestrator.restart import decide
 from orchestrator.result import Result
 from orchestrator.spec import Job, check_microbatches, check_workers
 from orchestrator.totals import Totals
-from storage.errors import ConfigurationError, RunAlive
+from storage.errors import ConfigurationError, RunAlive, Superseded
 from storage.run_directory import Attempt, RunDirectory
 from storage.store import open_store
 from workers.arenas import discard_arena
@@ -105,6 +105,8 @@ def execute(request: Request, observer: Observer) -> tuple[Result, Exception | N
                 return result, None
             error = state.error
             assert error is not None
+            if run.newest_attempt() > attempt.number:
+                return result, Superseded(f"a newer attempt has taken {url} over: this one stops ({error})")
             decision = decide(job.restart, totals.history, totals.highest_step, error, random.random())
             if not decision.restart:
                 return result, error
@@ -181,7 +183,7 @@ def _result(url: str, attempt: Attempt, coordinator: Coordinator) -> Result:
         attempt=attempt.number,
         loss=metrics.pop("loss", None),
         metrics=metrics,
-        state_digest=state.state_digest,
+        state_digest=coordinator.state_digest,
         restarts=coordinator.totals.restarts,
         worker_deaths=coordinator.totals.worker_deaths,
         steps_lost=coordinator.totals.steps_lost,

@@ -17,8 +17,6 @@ from storage.errors import ConfigurationError
 PHASES = {
     "worker": ("forward", "backward", "reduce", "update"),
     "writer": ("before", "after"),
-    "agent": ("gradient", "update", "commit"),
-    "coordinator": ("before-manifest", "after-manifest"),
 }
 
 

@@ -20,7 +20,6 @@ from storage.errors import ConfigurationError, HoldfastError, InfrastructureErro
 from storage.layout import StateArray
 from workers.arenas import open_arena
 from workers.barrier import Assignment, Barrier
-from workers.faults import planned_fault
 from workers.messages import (
     Adopt,
     CheckpointSkipped,
@@ -102,7 +101,6 @@ class Training:
         self._saving = Saving()
         self._restoring = ""
         self._stop: Stop | None = None
-        self._fault = planned_fault("agent", 0, 0)
         self._trace: list[tuple[int, int, int]] | None = [] if os.environ.get("HOLDFAST_TRACE") else None
         self._dispatched_ns = 0
 
@@ -367,7 +365,6 @@ class Training:
 
     def _begin_update(self) -> None:
         arena = self._ready_arena()
-        self._strike("gradient")
         self._target = arena.spare_buffer(self._buffer)
         self._segments = segments(arena.spec.params.length, max(1, len(self._barrier.members)))
         self._begin(Phase.UPDATE, len(self._segments))
@@ -376,7 +373,6 @@ class Training:
         arena, plan, description = self._ready_arena(), self._plan, self._description
         assert plan is not None
         assert description is not None
-        self._strike("update")
         sums = [arena.sums[self._barrier.slots[i]] for i in range(len(self._barrier.slots))]
         work = list(np.empty((tree_depth(len(sums)), *sums[0].shape)))
         self._metrics = averages(description["metrics"], tree_sum(sums, work))
@@ -384,7 +380,6 @@ class Training:
         self._step, self._buffer = self._step + 1, self._target
         if self._trace is not None:
             self._trace.append((self._step, self._dispatched_ns, time.monotonic_ns()))
-        self._strike("commit")
         self._at_boundary()
 
     def _end_evaluation(self) -> None:
@@ -396,10 +391,6 @@ class Training:
         self._evaluated_step = self._step
         self._events.append(Evaluated(self._step, self._validation))
         self._at_boundary()
-
-    def _strike(self, phase: str) -> None:
-        if self._fault is not None:
-            self._fault.strike(self._step, phase)
 
     # -- boundaries ---------------------------------------------------------------------------------------
 

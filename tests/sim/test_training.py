@@ -23,14 +23,14 @@ import pytest
 from orchestrator import machine
 from storage.catalog import directory_name
 from storage.checkpoint import Part
-from storage.errors import CorruptCheckpoint, InfrastructureError, StorageError
+from storage.errors import CorruptCheckpoint, InfrastructureError, StorageError, UserCodeError
 from storage.layout import Layout, StateArray
 from storage.manifest import Base
 from workers import messages as m
 from workers.processes import ProcessId
 from workers.schedule import batch_rows, tree_depth, tree_sum
 from workers.state import Arena
-from workers.training import Phase, Training
+from workers.training import Training
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +43,7 @@ MAX_TURNS = 20_000
 State = tuple["NDArray[np.float32]", "NDArray[np.float32]"]
 
 
-# -- the job: cheap, and with sums that depend on their order -----------------------------------------------------
+# -- the job: cheap, and with sums that depend on their order --------------------------------------------
 
 
 def initial() -> State:
@@ -88,7 +88,7 @@ def same(a: State, b: State) -> bool:
     return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
 
 
-# -- the players ----------------------------------------------------------------------------------------------------
+# -- the players -----------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -219,7 +219,7 @@ class Player:
                         array[low:high] = value
 
 
-class AgentDied(Exception):  # noqa: N818 an event of the play
+class AgentDied(Exception):
     """The agent's process was killed."""
 
 
@@ -339,7 +339,9 @@ class Sim:
         return self.kills_left > 0 and few
 
     def kill(self, player: Player) -> None:
-        self.log.append(f"{player.role} {player.rank} (#{player.id}) is killed, node in {self.training._phase}")
+        self.log.append(
+            f"{player.role} {player.rank} (#{player.id}) is killed, node in {self.training._phase}"
+        )
         player.alive = False
         self.kills_left -= 1
         if player.role == "worker":
@@ -399,7 +401,9 @@ class Sim:
     def tell_machine(self, event: machine.Event) -> None:
         self.state, actions = machine.transition(self.state, event, self.attempt, "memory://run")
         if not isinstance(event, m.Ready | m.Lost):
-            self.log.append(f"{type(event).__name__}{tuple(getattr(event, s) for s in event.__slots__)}"[:160])
+            self.log.append(
+                f"{type(event).__name__}{tuple(getattr(event, s) for s in event.__slots__)}"[:160]
+            )
         for action in actions:
             match action:
                 case machine.StartProcess(role, rank):
@@ -594,3 +598,16 @@ def test_damaged_checkpoints_are_left_for_those_before_them(tmp_path: Path) -> N
         sim.steps += 2
         played(sim)
         assert any("RestoreFailed" in line for line in sim.log)
+
+
+@pytest.mark.parametrize("phase", ["initialise", "gradient", "update", "evaluate"])
+def test_work_that_kills_every_worker_ends_the_run_naming_it(
+    phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash in native code, or out of memory: redoing it for ever helps nobody."""
+    monkeypatch.setattr(Player, phase, lambda player, *_: player.sim.kill(player))
+    sim = Sim(1, "deadly", Odds(kill=0, raising=0, commit_fails=0))
+    sim.validation = 3
+    sim.run()
+    assert isinstance(sim.state.error, UserCodeError)
+    assert "killed" in str(sim.state.error)

@@ -39,7 +39,9 @@ def test_importing_orchestrator_loads_nothing_heavy() -> None:
 
 def test_pure_modules_load_nothing_impure_by_way_of_others_either() -> None:
     names = pure_modules()
-    assert {"workers.schedule", "workers.barrier", "orchestrator.machine", "orchestrator.restart"} <= set(names)
+    assert {"workers.schedule", "workers.barrier", "orchestrator.machine", "orchestrator.restart"} <= set(
+        names
+    )
     assert loaded(*names) == names
 
 

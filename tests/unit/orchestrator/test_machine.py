@@ -89,7 +89,8 @@ LEGAL: dict[Phase, tuple[type, ...]] = {
 
 def after(*events: Any, state: State | None = None) -> tuple[State, list[Any]]:
     """The state after the events, and the actions of the last of them."""
-    state, actions = state or State(), []
+    actions: list[Any] = []
+    state = state or State()
     for event in events:
         state, actions = transition(state, event, 2, "memory://run")
     return state, actions
@@ -152,7 +153,7 @@ def test_after_the_end_nothing_has_an_effect(kind: type) -> None:
         assert transition(state, event, 2, "memory://run") == (state, [])
 
 
-EVENTS = st.sampled_from([event for events in EXAMPLES.values() for event in events])
+EVENTS: st.SearchStrategy[Any] = st.sampled_from([event for events in EXAMPLES.values() for event in events])
 
 
 @given(events=st.lists(EVENTS, max_size=40), phase=st.sampled_from(Phase))
@@ -175,7 +176,7 @@ def test_any_order_of_events_keeps_the_state_sound(events: list[Any], phase: Pha
             assert state.generations[start.role, start.rank] == start.generation
 
 
-# -- the way to training ---------------------------------------------------------------------------------------
+# -- the way to training ---------------------------------------------------------------------------------
 
 
 def tells(actions: list[Any]) -> list[Any]:
@@ -231,7 +232,7 @@ def test_a_storage_that_fails_is_no_reason_to_give_a_checkpoint_up() -> None:
     assert state.bad == ()
 
 
-# -- deaths ----------------------------------------------------------------------------------------------------
+# -- deaths ----------------------------------------------------------------------------------------------
 
 
 def test_a_dead_worker_is_replaced_by_the_next_generation() -> None:
@@ -292,7 +293,7 @@ def test_a_writer_that_never_gets_ready_is_given_up_one_day() -> None:
     assert state.phase is Phase.ENDED
 
 
-# -- checkpoints -----------------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_is_settled_when_it_is_committed_and_when_it_is_given_up() -> None:
@@ -327,7 +328,7 @@ def test_what_trying_again_cannot_mend_ends_the_attempt_at_once(error: Exception
     assert tells(actions) == []
 
 
-# -- stops -----------------------------------------------------------------------------------------------------
+# -- stops -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [Status.PREEMPTED, Status.INTERRUPTED])
@@ -356,7 +357,9 @@ def test_a_second_notice_changes_nothing_but_a_second_ctrl_c_ends_at_once() -> N
 @pytest.mark.parametrize(
     "event", [machine.Broken(InfrastructureError("gone")), machine.Exited("agent", 0, "killed")]
 )
-def test_a_node_that_fails_while_it_is_being_stopped_does_not_turn_the_stop_into_a_restart(event: Any) -> None:
+def test_a_node_that_fails_while_it_is_being_stopped_does_not_turn_the_stop_into_a_restart(
+    event: Any,
+) -> None:
     """Invariant F: the process that was asked to stop does so."""
     state, _ = after(event, state=state_in(Phase.STOPPING))
     assert state.phase is Phase.ENDED

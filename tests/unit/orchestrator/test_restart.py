@@ -138,7 +138,7 @@ def test_decisions_are_total_and_more_progress_never_hurts(
     assert 0 <= later.delay_s <= max(now.delay_s, policy.backoff_s)
 
 
-# -- totals --------------------------------------------------------------------------------------------------
+# -- totals ----------------------------------------------------------------------------------------------
 
 TOTALS = st.builds(
     Totals,

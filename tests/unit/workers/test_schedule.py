@@ -46,9 +46,7 @@ def by_definition(leaves: list[Flat]) -> Flat:
     """The tree as the module's text defines it, level by level."""
     level = [leaf.copy() for leaf in leaves]
     while len(level) > 1:
-        level = [
-            level[i] + level[i + 1] if i + 1 < len(level) else level[i] for i in range(0, len(level), 2)
-        ]
+        level = [level[i] + level[i + 1] if i + 1 < len(level) else level[i] for i in range(0, len(level), 2)]
     return level[0]
 
 
@@ -173,7 +171,7 @@ def test_large_trees_agree_with_combine_over_single_leaves(count: int, seed: int
     assert same_bits(summed(list(values)), total)
 
 
-# -- cuts ----------------------------------------------------------------------------------------------------
+# -- cuts ------------------------------------------------------------------------------------------------
 
 
 def check_cover(pieces: list[tuple[int, int]], length: int) -> None:
@@ -213,7 +211,7 @@ def test_an_empty_buffer_has_no_segments() -> None:
     assert segments(0, 4) == []
 
 
-# -- batches -------------------------------------------------------------------------------------------------
+# -- batches ---------------------------------------------------------------------------------------------
 
 SIZES = {"num_samples": st.integers(1, 300), "batch_size": st.integers(1, 320)}
 
@@ -261,7 +259,7 @@ def test_a_caller_cannot_spoil_the_order_of_an_epoch() -> None:
     assert batch_indices(50, 10, 0, 0, shuffle=True).tolist() == before
 
 
-# -- random streams ------------------------------------------------------------------------------------------
+# -- random streams --------------------------------------------------------------------------------------
 
 
 def raw(streams: Streams, stream: int = 0) -> tuple[int, ...]:

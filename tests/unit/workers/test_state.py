@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -42,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# -- layout of the memory ------------------------------------------------------------------------------------
+# -- layout of the memory --------------------------------------------------------------------------------
 
 
 def test_a_new_arena_is_private_whole_zero_and_of_the_size_that_its_spec_says(folder: Path) -> None:
@@ -93,7 +94,7 @@ def test_what_one_process_writes_another_that_attached_reads(folder: Path) -> No
     assert other.aux(1) == {"metrics": {"loss": 0.25}}
 
 
-# -- commits -------------------------------------------------------------------------------------------------
+# -- commits ---------------------------------------------------------------------------------------------
 
 
 class Watched(np.ndarray[Any, Any]):
@@ -191,7 +192,7 @@ def test_an_aux_block_that_does_not_fit_leaves_the_commit_as_it_was(folder: Path
     assert not arena.buffers[0]["params"].any()
 
 
-# -- pins ----------------------------------------------------------------------------------------------------
+# -- pins ------------------------------------------------------------------------------------------------
 
 
 def test_the_spare_buffer_is_neither_the_current_nor_a_pinned_one(folder: Path) -> None:
@@ -223,7 +224,7 @@ def test_members_come_and_go_and_their_places_are_used_again(folder: Path) -> No
     assert arena.processes() == []
 
 
-# -- finding, replacing and refusing -------------------------------------------------------------------------
+# -- finding, replacing and refusing ---------------------------------------------------------------------
 
 
 def abandon(arena: Arena) -> Path:
@@ -368,17 +369,15 @@ def test_memory_that_another_user_planted_is_not_trusted() -> None:
         os.chmod(arena.path, 0o666)
         os.chown(arena.path, 65534, 65534)
         abandon(arena)
-        try:
+        with contextlib.suppress(HoldfastError):
             assert open_arena(spec_of()).committed() is None
-        except HoldfastError:
-            pass
         assert victim.poll() is None
     finally:
         victim.kill()
         victim.wait()
 
 
-# -- succession ----------------------------------------------------------------------------------------------
+# -- succession ------------------------------------------------------------------------------------------
 
 OWNER = """
 import json, os, subprocess, sys, time
