@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.machine import Exited
 from storage.errors import InfrastructureError
+from workers.arithmetic import single_threaded_environment
 from workers.channel import Channel, address_for, connect
-from workers.fingerprint import single_threaded_environment
 from workers.main import resolve
 from workers.messages import Command, Event, Progress
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.machine import Exited
 from storage.errors import ConfigurationError, InfrastructureError
 from workers.agent import AgentLoop
+from workers.arithmetic import settle_arithmetic, single_threaded_environment
 from workers.channel import address_for
-from workers.fingerprint import limit_blas_threads, single_threaded_environment
 from workers.messages import Command, Event, Progress
 from workers.worker import run_worker
 from workers.writer import run_writer
@@ -57,7 +57,7 @@ class HoldfastWorker:
         """Serve the agent; where `folder` exists, relative paths mean what they mean to the user."""
         with suppress(OSError):
             os.chdir(folder)
-        limit_blas_threads()
+        settle_arithmetic()
         run_worker(address, rank, generation, source)
 
 

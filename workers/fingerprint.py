@@ -9,20 +9,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
-
-
-def single_threaded_environment() -> dict[str, str]:
-    """Variables that must be set before NumPy is imported: one BLAS thread per worker."""
-    return dict.fromkeys(_THREAD_VARIABLES, "1")
-
-
-def limit_blas_threads() -> None:
-    """Hold the BLAS of this process to one thread, whatever the environment said when it was loaded."""
-    from threadpoolctl import threadpool_limits
-
-    os.environ.update(single_threaded_environment())
-    threadpool_limits(1)
+from workers.arithmetic import denormals_are_kept
 
 
 def numeric_fingerprint() -> dict[str, Any]:
@@ -34,7 +21,7 @@ def numeric_fingerprint() -> dict[str, Any]:
         "numpy": np.__version__,
         "machine": platform.machine(),
         "blas": _blas(),
-        "denormals": bool(np.float32(1e-40) * np.float32(0.5) > 0),
+        "denormals": denormals_are_kept(),
         "probe": _probe(),
     }
 

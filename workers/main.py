@@ -35,11 +35,11 @@ def main() -> None:
 
         run_writer(address, arguments.rank, arguments.generation)
     else:
-        from workers.fingerprint import limit_blas_threads
+        from workers.arithmetic import settle_arithmetic
         from workers.worker import run_worker
 
         source = sys.stdin.buffer.read()
-        limit_blas_threads()
+        settle_arithmetic()
         run_worker(address, arguments.rank, arguments.generation, source)
 
 

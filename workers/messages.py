@@ -226,4 +226,3 @@ class Progress:
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     workers: int = 0
-    nbytes: int = 0

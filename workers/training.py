@@ -113,8 +113,7 @@ class Training:
 
     def progress(self) -> Progress:
         """Where training is."""
-        nbytes = 0 if self._arena is None else self._arena.spec.nbytes
-        return Progress(self._step, self._metrics, len(self._workers), nbytes)
+        return Progress(self._step, self._metrics, len(self._workers))
 
     def release(self, *, remove_arena: bool) -> None:
         """The end: everybody has left. Deletes the shared memory if nobody will resume from it.

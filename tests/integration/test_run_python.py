@@ -179,7 +179,7 @@ def test_a_run_that_is_taken_over_ends_and_the_newcomer_finishes(place: Place, r
 def test_a_run_that_was_asked_to_stop_stops_although_its_agent_dies(
     place: Place, reference: Reference
 ) -> None:
-    """Invariant F. The writer is held, so that the stop takes long enough for the agent to be killed in it."""
+    """Invariant F. The writer is held, so that the stop lasts until the agent is killed."""
     progress = Progress(place.root / "progress")
     run = place.begin(steps=400, settings={"delay_s": 0.01, "progress": progress, "every": 1000})
     run.until(lambda: progress.steps > 10, "training")

@@ -1,4 +1,4 @@
-"""A job is found, its settings are converted as annotated, and it is shipped to workers that cannot see it."""
+"""A job is found, its settings are converted as annotated, and it is shipped to the workers."""
 
 from __future__ import annotations
 

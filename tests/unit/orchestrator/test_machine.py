@@ -137,7 +137,8 @@ def test_what_can_happen_in_a_phase_is_handled_and_the_rest_raises(phase: Phase,
     state = state_in(phase)
     assert state.phase is phase
     before = dataclasses.replace(state, generations=dict(state.generations), metrics=dict(state.metrics))
-    if isinstance(event, (*LEGAL[phase], *ANY_TIME)):
+    legal: tuple[Any, ...] = (*LEGAL[phase], *ANY_TIME)
+    if isinstance(event, legal):
         _, actions = transition(state, event, 2, "memory://run")
         assert all(isinstance(action, typing.get_args(machine.Action)) for action in actions)
     else:
@@ -238,7 +239,7 @@ def test_a_storage_that_fails_is_no_reason_to_give_a_checkpoint_up() -> None:
 def test_a_dead_worker_is_replaced_by_the_next_generation() -> None:
     state = to_training()
     for generation in (1, 2, 3):
-        state, actions = after(
+        state, _ = after(
             machine.Exited("worker", 1, "killed by SIGKILL"), m.Ready("worker", 1, 9), state=state
         )
         assert state.generations["worker", 1] == generation
