@@ -105,8 +105,6 @@ def execute(request: Request, observer: Observer) -> tuple[Result, Exception | N
                 return result, None
             error = state.error
             assert error is not None
-            if run.newest_attempt() > attempt.number:
-                return result, Superseded(f"a newer attempt has taken {url} over: this one stops ({error})")
             decision = decide(job.restart, totals.history, totals.highest_step, error, random.random())
             if not decision.restart:
                 return result, error
@@ -114,8 +112,11 @@ def execute(request: Request, observer: Observer) -> tuple[Result, Exception | N
             totals = replace(
                 totals, restarts=totals.restarts + 1, budgeted=(*totals.budgeted, totals.highest_step)
             )
-            if signalled.wait(decision.delay_s) is not None:
-                return result, error
+            stopped = signalled.wait(decision.delay_s)
+            if stopped is not None:
+                return replace(result, status=stopped.value, error=None), None
+            if run.newest_attempt() > attempt.number:
+                return result, Superseded(f"a newer attempt has taken {url} over: this one stops ({error})")
 
 
 def check_not_alive(beat: dict[str, Any], run: RunDirectory, observer: Observer) -> None:
@@ -203,6 +204,7 @@ class _Signals:
 
     def take(self) -> Status | None:
         """The next signal not yet taken."""
+        self._event.clear()
         return self._received.pop(0) if self._received else None
 
     def wait(self, timeout_s: float) -> Status | None:

@@ -103,30 +103,28 @@ def _same(job: Job) -> Job:
 def convert(function: Callable[..., Any], settings: Mapping[str, str], where: str) -> dict[str, Any]:
     """Values for a job function's parameters, converted by their annotations. Raises ConfigurationError."""
     parameters = inspect.signature(function).parameters
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {name: parameter for name, parameter in parameters.items() if parameter.kind not in variadic}
     try:
-        hints = typing.get_type_hints(function)
-    except NameError as error:
+        # A partial has no annotations of its own.
+        hints = typing.get_type_hints(function.func if isinstance(function, functools.partial) else function)
+    except (NameError, AttributeError, TypeError) as error:
         raise ConfigurationError(f"{where}: an annotation cannot be read: {error}") from error
     values = {}
     for name, text in settings.items():
-        if name not in parameters:
-            known = ", ".join(parameters) or "none"
+        if name not in named:
+            known = ", ".join(named) or "none"
             raise ConfigurationError(f"{where} has no parameter {name!r} for --set: it has {known}")
-        default = parameters[name].default
+        default = named[name].default
         hint = hints.get(name, str if default in (None, inspect.Parameter.empty) else type(default))
         try:
             values[name] = _converted(hint, text)
         except ValueError:
-            kind = getattr(hint, "__name__", str(hint))
-            raise ConfigurationError(
-                f"--set {name}={text}: {where} takes a value of type {kind} there"
-            ) from None
+            raise ConfigurationError(f"--set {name}={text}: {where} takes {_named(hint)} there") from None
     missing = [
         name
-        for name, parameter in parameters.items()
-        if parameter.default is inspect.Parameter.empty
-        and name not in values
-        and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        for name, parameter in named.items()
+        if parameter.default is inspect.Parameter.empty and name not in values
     ]
     if missing:
         raise ConfigurationError(f"{where} needs a value for {missing[0]}: give --set {missing[0]}=VALUE")
@@ -143,6 +141,13 @@ _WORDS = {
     "off": False,
     "0": False,
 }
+
+
+def _named(hint: Any) -> str:
+    """A type, as users are told of it."""
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(str(value) for value in typing.get_args(hint))
+    return f"a value of type {getattr(hint, '__name__', str(hint))}"
 
 
 def _converted(hint: Any, text: str) -> Any:
@@ -192,7 +197,7 @@ def _call_user(call: Callable[[], Any], where: str) -> Any:
         return call()
     except (ConfigurationError, UserCodeError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserCodeError(f"{user_traceback(error)}{where} raised {type(error).__name__}") from error
 
 

@@ -189,12 +189,12 @@ class State:
     status: Status = Status.RUNNING
     error: Exception | None = None
     generations: dict[tuple[str, int], int] = field(default_factory=dict)
-    writer_ready: bool = False
+    ready: frozenset[tuple[str, int]] = frozenset()
     waiting_restore: m.Restore | None = None
     base: BaseChosen | None = None
     bad: tuple[str, ...] = ()
     found_in_memory: tuple[int, int] | None = None
-    start_deaths: int = 0
+    start_deaths: dict[str, int] = field(default_factory=dict)
     worker_deaths: int = 0
     failures: int = 0
     failed_step: int = -1
@@ -247,37 +247,54 @@ def transition(state: State, event: Event, attempt: int, url: str) -> tuple[Stat
         case Exited(role, rank, cause):
             return _exited(state, role, rank, cause)
         case m.CheckpointSkipped(step, reason):
+            _expect(state, event, *_AT_WORK)
             return state, [
                 Note("checkpoint-skipped", f"checkpoint of step {step} skipped: {reason}", {"step": step})
             ]
         case m.CheckpointWritten():
+            _expect(state, event, *_AT_WORK)
             return state, [CommitCheckpoint(event)]
         case m.CheckpointFailed(step, error) | CommitFailed(step, error):
+            _expect(state, event, *_AT_WORK)
             return _checkpoint_failed(state, step, error)
         case Committed(step, digest):
+            _expect(state, event, *_AT_WORK)
             text = f"checkpoint of step {step} committed"
             note = Note("checkpoint", text, {"step": step, "state_digest": digest})
             return replace(state, state_digest=digest), [note, Tell(m.Settled(step, True))]
         case m.Evaluated(step, metrics):
+            _expect(state, event, *_AT_WORK)
             text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             note = Note("evaluated", f"step {step}: {text}", {"step": step, "metrics": metrics})
             return replace(state, metrics=metrics), [note]
-        case m.Retried(step, item, message):
-            text = f"step {step}: microbatch {item} raised and is computed once more: {message}"
-            return state, [Note("retried", text, {"step": step, "item": item})]
+        case m.Retried(name, message):
+            _expect(state, event, Phase.STARTING, *_AT_WORK)
+            text = f"{name} raised and is done once more: {message}"
+            return state, [Note("retried", text, {"item": name})]
         case m.Finished(step, done):
+            _expect(state, event, *(_AT_WORK if done else (Phase.STOPPING,)))
             status = Status.DONE if done else state.status
             return replace(state, phase=Phase.ENDED, status=status, step=step), []
         case Signalled(status):
             return _signalled(state, status)
         case m.Failed(error) | Broken(error):
-            return replace(state, phase=Phase.ENDED, status=Status.FAILED, error=error), []
+            return _failed(state, error), []
         case _:
             assert_never(event)
 
 
+_AT_WORK = (Phase.TRAINING, Phase.STOPPING)
+
+
+def _failed(state: State, error: Exception) -> State:
+    """The end by an error; who was asked to stop and loses the infrastructure has stopped."""
+    if state.phase is Phase.STOPPING and isinstance(error, InfrastructureError):
+        return replace(state, phase=Phase.ENDED)
+    return replace(state, phase=Phase.ENDED, status=Status.FAILED, error=error)
+
+
 def _expect(state: State, event: Event, *phases: Phase) -> None:
-    if state.phase not in (*phases, Phase.STOPPING):
+    if state.phase not in phases:
         raise ValueError(f"{type(event).__name__} cannot happen while {state.phase.value}")
 
 
@@ -299,7 +316,7 @@ def _start(state: State, chosen: BaseChosen, attempt: int, url: str) -> tuple[St
         "resume", f"going on from the checkpoint of step {step}", {"step": step, "from": chosen.directory}
     )
     restore = m.Restore(attempt, url, chosen.directory)
-    if state.writer_ready:
+    if ("writer", 0) in state.ready:
         return started, [note, Tell(restore)]
     return replace(started, waiting_restore=restore), [note]
 
@@ -307,7 +324,7 @@ def _start(state: State, chosen: BaseChosen, attempt: int, url: str) -> tuple[St
 def _fall_back(state: State, directory: str, error: Exception) -> tuple[State, list[Action]]:
     """A checkpoint could not be read: if it is bad take the one before it, else the storage is to blame."""
     if not isinstance(error, CheckpointError):
-        return replace(state, phase=Phase.ENDED, status=Status.FAILED, error=error), []
+        return _failed(state, error), []
     bad = (*state.bad, directory)
     note = Note("fall-back", f"{directory} is bad, falling back: {error}", {"directory": directory})
     return (
@@ -318,36 +335,42 @@ def _fall_back(state: State, directory: str, error: Exception) -> tuple[State, l
 
 def _ready(state: State, role: str, rank: int, pid: int) -> tuple[State, list[Action]]:
     note = Note("ready", f"{role} {rank} is ready (process {pid})", {"role": role, "rank": rank, "pid": pid})
+    ready = state.ready | {(role, rank)}
+    state = replace(state, ready=ready, start_deaths={**state.start_deaths, role: 0})
     if role == "worker":
-        return replace(state, start_deaths=0), [note]
+        return state, [note]
     if state.waiting_restore is not None:
         tell = Tell(state.waiting_restore)
-        return replace(state, writer_ready=True, waiting_restore=None), [note, tell]
-    return replace(state, writer_ready=True), [note]
+        return replace(state, waiting_restore=None), [note, tell]
+    return state, [note]
 
 
 def _exited(state: State, role: str, rank: int, cause: str) -> tuple[State, list[Action]]:
     """A process ended that was not asked to: it is replaced, unless it is the agent."""
     if role == "agent":
-        broken = InfrastructureError(f"the agent ended: {cause}")
-        return replace(state, phase=Phase.ENDED, status=Status.FAILED, error=broken), []
+        return _failed(state, InfrastructureError(f"the agent ended: {cause}")), []
     generation = state.generations[role, rank] + 1
-    start_deaths = state.start_deaths + (role == "worker")
-    if start_deaths >= MAX_START_DEATHS * max(1, sum(role == "worker" for role, _ in state.generations)):
-        fault = UserCodeError(
-            f"workers die while they load the job, {start_deaths} times in a row (the last: {cause}): look "
-            "at the model and data functions, and at the memory that they need"
-        )
-        return replace(state, phase=Phase.ENDED, status=Status.FAILED, error=fault), []
+    deaths = state.start_deaths.get(role, 0) + ((role, rank) not in state.ready)
+    if deaths >= MAX_START_DEATHS * sum(other == role for other, _ in state.generations):
+        return _failed(state, _cannot_start(role, deaths, cause)), []
     changed = replace(
         state,
         generations={**state.generations, (role, rank): generation},
-        writer_ready=state.writer_ready and role != "writer",
-        start_deaths=start_deaths,
+        ready=state.ready - {(role, rank)},
+        start_deaths={**state.start_deaths, role: deaths},
         worker_deaths=state.worker_deaths + (role == "worker"),
     )
     note = Note("replaced", f"{role} {rank} ended ({cause}) and is replaced", {"role": role, "rank": rank})
     return changed, [note, StartProcess(role, rank, generation)]
+
+
+def _cannot_start(role: str, deaths: int, cause: str) -> HoldfastError:
+    if role == "writer":
+        return InfrastructureError(f"the writer died {deaths} times in a row before it was ready: {cause}")
+    return UserCodeError(
+        f"workers die while they load the job, {deaths} times in a row (the last: {cause}): look at the "
+        "model and data functions, and at the memory that they need"
+    )
 
 
 def _checkpoint_failed(state: State, step: int, error: Exception) -> tuple[State, list[Action]]:
@@ -356,7 +379,7 @@ def _checkpoint_failed(state: State, step: int, error: Exception) -> tuple[State
     failures = state.failures + 1 if step == state.failed_step else 1
     final = isinstance(error, HoldfastError) and error.exit_code in (2, 4)  # no permission, superseded
     if final or failures >= MAX_FINAL_FAILURES:
-        return replace(state, phase=Phase.ENDED, status=Status.FAILED, error=error), [note]
+        return _failed(state, error), [note]
     return replace(state, failures=failures, failed_step=step), [note, Tell(m.Settled(step, False))]
 
 

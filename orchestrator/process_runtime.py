@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from workers.messages import Command, Event, Progress
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-AGENT_START_TIMEOUT_S = 60.0
-CLOSE_TIMEOUT_S = 10.0
+AGENT_TIMEOUT_S = 60.0
+"""Seconds without an answer after which the agent is taken to be lost."""
+
+CLOSE_TIMEOUT_S = 5.0
+"""Seconds that agent, workers and writer have to end when the run does."""
 
 
 class ProcessRuntime:
@@ -33,7 +37,10 @@ class ProcessRuntime:
         self._name = address_for(secrets.token_hex(8)).replace("\0", "@")
         self._processes: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
         self._channel: Channel | None = None
-        self._agent_timeout_s = AGENT_START_TIMEOUT_S
+        self._outgoing: list[Command] = []
+        self._asked_at: float | None = None  # when the call under way was sent; one at a time
+        self._created_at = time.monotonic()
+        self._progress = Progress()
 
     def start(self, role: str, rank: int, generation: int) -> None:
         """Start a subprocess; its standard output goes to our standard error."""
@@ -54,27 +61,37 @@ class ProcessRuntime:
         self._processes[role, rank] = process
 
     def exchange(self, commands: Sequence[Command], timeout_s: float) -> tuple[list[Event], Progress]:
-        """One round with the agent over its control socket."""
+        """One round with the agent over its control socket; a hung agent holds nobody up."""
+        self._outgoing += commands
         try:
             if self._channel is None:
                 self._channel = self._connect(timeout_s)
-            if self._channel is None:
-                return [], Progress()
-            self._channel.send(list(commands), timeout_s)
-            events, progress = self._channel.receive()
+                if self._channel is None:
+                    return [], self._progress
+            if self._asked_at is None:
+                self._channel.send(self._outgoing, timeout_s)
+                self._outgoing = []
+                self._asked_at = time.monotonic()
+            if not select.select([self._channel], [], [], timeout_s + 1.0)[0]:
+                self._check_silence(self._asked_at)
+                return [], self._progress
+            events, self._progress = self._channel.receive()
+            self._asked_at = None
         except (EOFError, OSError) as error:
             self._channel = None
             raise InfrastructureError(f"the agent of this node is gone ({error})") from error
-        return events, progress
+        return events, self._progress
 
     def _connect(self, timeout_s: float) -> Channel | None:
         try:
             return connect(resolve(self._name + "-control"), timeout_s)
         except TimeoutError:
-            self._agent_timeout_s -= timeout_s
-            if self._agent_timeout_s < 0:
-                raise
+            self._check_silence(self._created_at)
             return None
+
+    def _check_silence(self, since: float) -> None:
+        if time.monotonic() - since > AGENT_TIMEOUT_S:
+            raise TimeoutError(f"no answer for {AGENT_TIMEOUT_S:.0f} s")
 
     def exited(self) -> list[Exited]:
         """Subprocesses that have ended, reaped."""

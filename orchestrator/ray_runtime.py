@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 INIT_TRIES = 3
-AGENT_START_TIMEOUT_S = 120.0
+AGENT_TIMEOUT_S = 120.0
+"""Seconds without an answer after which the agent is taken to be lost; it may have to start."""
+
 FORWARDED = ("HOLDFAST_FAULTS", "HOLDFAST_SHM_DIR", "HOLDFAST_TRACE")
 
 
@@ -85,7 +87,8 @@ class RayRuntime:
         self._lives: dict[Any, tuple[str, int]] = {}
         self._pending: Any = None  # the call under way: one at a time
         self._outgoing: list[Command] = []
-        self._started = time.monotonic()
+        self._asked_at = 0.0
+        self._progress = Progress()
         self._heard = False
         self._own_ray = False
         self._node: str | None = None
@@ -196,18 +199,19 @@ class RayRuntime:
         self._outgoing += commands
         if self._pending is None:
             self._pending = agent.exchange.remote(self._outgoing, timeout_s)
+            self._asked_at = time.monotonic()
             self._outgoing = []
         try:
-            ready, _ = ray.wait([self._pending], timeout=timeout_s if not self._heard else timeout_s + 30.0)
+            ready, _ = ray.wait([self._pending], timeout=timeout_s + (1.0 if self._heard else 0.0))
             if not ready:
-                if self._heard or time.monotonic() - self._started > AGENT_START_TIMEOUT_S:
-                    raise InfrastructureError("the agent's actor does not answer")
-                return [], Progress()
+                if time.monotonic() - self._asked_at > AGENT_TIMEOUT_S:
+                    raise InfrastructureError(f"the agent's actor did not answer for {AGENT_TIMEOUT_S:.0f} s")
+                return [], self._progress
             call, self._pending, self._heard = self._pending, None, True
-            events, progress = ray.get(call)
+            events, self._progress = ray.get(call)
         except ray.exceptions.RayError as error:
             raise InfrastructureError(f"the agent's actor is gone: {_first_line(error)}") from error
-        return events, progress
+        return events, self._progress
 
     def exited(self) -> list[Exited]:
         """Actors whose life has ended."""

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from storage.errors import HoldfastError, InfrastructureError, StorageError
+from storage.errors import (
+    ConfigurationError,
+    HoldfastError,
+    InfrastructureError,
+    StorageError,
+    UserCodeError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,16 +45,16 @@ def decide(
     """
     what = str(failure).splitlines()[-1] if str(failure) else type(failure).__name__
     if not isinstance(failure, InfrastructureError | StorageError):
-        kind = "configuration" if getattr(failure, "exit_code", 1) == 2 else "user"
-        own = isinstance(failure, HoldfastError)
-        return Decision(False, 0.0, f"not restarted: {what} ({kind if own else 'internal'} error)")
-    tokens = policy.max_restarts
-    reached = 0
-    for restart in history:
-        tokens = min(policy.max_restarts, tokens + (restart.highest_step - reached) // policy.refill_steps)
+        return Decision(False, 0.0, f"not restarted: {what} ({_kind(failure)})")
+    tokens, reached, spare_steps = policy.max_restarts, 0, 0
+    for reaches in [*(restart.highest_step for restart in history), highest_step]:
+        earned, spare_steps = divmod(spare_steps + max(0, reaches - reached), policy.refill_steps)
+        if tokens + earned >= policy.max_restarts:
+            tokens, spare_steps = policy.max_restarts, 0  # no more than that can be saved up
+        else:
+            tokens += earned
         tokens -= 1
-        reached = max(reached, restart.highest_step)
-    tokens = min(policy.max_restarts, tokens + (highest_step - reached) // policy.refill_steps)
+        reached = max(reached, reaches)
     fruitless = 0
     for restart in reversed(history):
         if restart.highest_step < highest_step:
@@ -58,8 +64,20 @@ def decide(
         return Decision(
             False, 0.0, f"given up: {fruitless} restarts brought no step beyond {highest_step}: {what}"
         )
-    if tokens < 1:
+    if tokens < 0:
         return Decision(False, 0.0, f"given up: all {policy.max_restarts} restarts are used up: {what}")
-    bound = min(policy.max_backoff_s, policy.backoff_s * 2**fruitless)
+    bound = min(policy.max_backoff_s, policy.backoff_s * 2.0 ** min(fruitless, 100))
     delay = bound * jitter
-    return Decision(True, delay, f"restarting in {delay:.1f} s ({tokens - 1} restarts left): {what}")
+    return Decision(True, delay, f"restarting in {delay:.1f} s ({tokens} restarts left): {what}")
+
+
+def _kind(failure: Exception) -> str:
+    match failure:
+        case ConfigurationError():
+            return "a matter of configuration"
+        case UserCodeError():
+            return "user error"
+        case HoldfastError():
+            return "trying again would not help"
+        case _:
+            return "internal error"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,7 +66,8 @@ class RestartPolicy:
         _positive("RestartPolicy", "crash_loop", self.crash_loop)
         for name in ("backoff_s", "max_backoff_s"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value >= 0:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value < math.inf:
                 raise ConfigurationError(
                     f"RestartPolicy({name}={value!r}): give a number of seconds, 0 or more"
                 )
@@ -124,6 +126,8 @@ class Job:
         _positive("Job", "seed", self.seed, zero=True)
         if self.seed >= 1 << 64:
             raise ConfigurationError(f"Job(seed={self.seed}): give a number below 2**64")
+        if not isinstance(self.shuffle, bool):
+            raise ConfigurationError(f"Job(shuffle={self.shuffle!r}): give True or False")
         _positive("Job", "validate_every", self.validate_every, optional=True)
         if self.microbatches is not None:
             check_microbatches(self.batch_size, self.microbatches)
@@ -146,8 +150,8 @@ def check_microbatches(batch_size: int, microbatches: int) -> None:
 
 def check_workers(workers: int, microbatches: int) -> None:
     """Raise ConfigurationError if there are no workers, or more than can ever have work."""
-    if workers < 1:
-        raise ConfigurationError(f"{workers} workers cannot train: give --workers 1 or more")
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise ConfigurationError(f"{workers!r} workers cannot train: give a whole number, 1 or more")
     if workers > microbatches:
         raise ConfigurationError(
             f"{workers} workers are more than the job's {microbatches} microbatches, of which each needs at "

@@ -187,10 +187,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """A microbatch raised in the user's code and is computed once more."""
+    """A piece of work raised in the user's code and is done once more."""
 
-    step: int
-    item: int
+    name: str
     message: str
 
 

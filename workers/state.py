@@ -225,7 +225,7 @@ class Arena:
         """Record a process that may write to the arena."""
         free = np.flatnonzero(self._members[:, 0] == 0)
         if not len(free):
-            raise ValueError(f"more than {MAX_MEMBERS} processes on one node")
+            raise ConfigurationError(f"more than {MAX_MEMBERS - 1} workers on one node: give fewer --workers")
         self._members[free[0]] = (process.pid, process.started)
 
     def dismiss(self, process: ProcessId) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, UserCodeError
+from storage.errors import HoldfastError, InfrastructureError, UserCodeError
 from storage.layout import StateArray
 from workers.arenas import open_arena
 from workers.barrier import Assignment, Barrier
@@ -46,7 +47,7 @@ from workers.messages import (
 )
 from workers.saving import Saving
 from workers.schedule import batch_rows, combine, segments, tree_depth, tree_sum
-from workers.state import Arena, ArenaSpec
+from workers.state import Arena, ArenaSpec, Commit
 from workers.task import averages, mismatch
 
 if TYPE_CHECKING:
@@ -59,18 +60,21 @@ if TYPE_CHECKING:
 SPARE_SLOTS = 1
 """Gradient slots beyond one per microbatch, so that lost work can be redone before its old slot is free."""
 
-MAX_DEATHS_PER_MICROBATCH = 3
+MAX_DEATHS = 3
+"""Workers in a row that one item of work may kill."""
 
 
 class Phase(Enum):
     """What the node is doing."""
 
     IDLE = "idle"
+    BLANK = "blank"
     INITIALISE = "initialise"
     RESTORE = "restore"
     GRADIENT = "gradient"
     UPDATE = "update"
     EVALUATE = "evaluate"
+    BOUNDARY = "boundary"
     DRAIN = "drain"
     ENDED = "ended"
 
@@ -138,15 +142,14 @@ class Training:
                     self._open(command)
                 case Initialise(attempt):
                     self._attempt = attempt
-                    self._target = self._ready_arena().spare_buffer(self._buffer)
-                    self._begin(Phase.INITIALISE, 1)
+                    self._phase = Phase.BLANK
                 case Restore(attempt, url, directory):
                     self._restore(attempt, url, directory)
                 case Adopt():
                     self._adopt()
                 case Train(plan):
                     self._plan = plan
-                    self._at_boundary()
+                    self._phase = Phase.BOUNDARY
                 case Settled(step, committed):
                     self._saving.settled(step, committed=committed)
                     self._resume_drain()
@@ -168,11 +171,20 @@ class Training:
         self._arena = open_arena(spec)
         self._prepare = command
         self._barrier = Barrier(num_slots)
-        found = self._arena.committed()
+        found = self._usable_commit(self._arena)
         self._buffer = 0 if found is None else found.buffer
         for peer in [*self._workers.values(), *([self._writer] if self._writer else [])]:
             self._admit(peer)
         self._events.append(Prepared(None if found is None else (found.attempt, found.step), spec.nbytes))
+
+    def _usable_commit(self, arena: Arena) -> Commit | None:
+        """What is committed in the arena, if all that belongs to it can be read."""
+        found = arena.committed()
+        with suppress(ValueError):
+            if found is not None:
+                self._metrics = arena.aux(found.buffer)["metrics"]
+                return found
+        return None
 
     def _restore(self, attempt: int, url: str, directory: str) -> None:
         if self._writer is None:
@@ -186,10 +198,8 @@ class Training:
         self._writer.send("restore", self._target, url, directory)
 
     def _adopt(self) -> None:
-        arena = self._ready_arena()
-        found = arena.committed()
+        found = self._usable_commit(self._ready_arena())
         assert found is not None
-        self._metrics = arena.aux(found.buffer)["metrics"]
         self._started(found.step, found.buffer, stored=False)
 
     def _started(self, step: int, buffer: int, *, stored: bool) -> None:
@@ -209,7 +219,10 @@ class Training:
         """A message of a worker or writer."""
         match kind:
             case "ready":
-                self._ready(peer, *arguments)
+                try:
+                    self._ready(peer, *arguments)
+                except HoldfastError as error:
+                    self._fail(error)
             case "done":
                 self._done(peer, *arguments)
             case "raised":
@@ -270,11 +283,11 @@ class Training:
                 self._events.append(failed)
         elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier.members:
             item, deaths, assignments = self._barrier.lost(peer.id)
-            if phase is Phase.GRADIENT and deaths >= MAX_DEATHS_PER_MICROBATCH:
+            if item is not None and deaths >= MAX_DEATHS:
                 self._fail(
                     UserCodeError(
-                        f"microbatch {item} of step {self._step} killed {deaths} workers in a row: look at "
-                        "what the model does with its samples (a crash in native code, or out of memory?)"
+                        f"{self._name(item)} killed {deaths} workers in a row: look at what the job does "
+                        "with its samples (a crash in native code, or out of memory?)"
                     )
                 )
             self._send(assignments)
@@ -321,19 +334,30 @@ class Training:
         if ticket == self._ticket and self._barrier.done(peer.id, item) and sums is not None:
             self._evaluation[item] = sums
 
-    def _raised(self, peer: Peer, ticket: int, item: int, message: str, own: bool) -> None:
+    def _raised(self, peer: Peer, ticket: int, item: int, error: HoldfastError) -> None:
         if ticket != self._ticket:
             return
+        name = self._name(item)
         times, assignments = self._barrier.failed(peer.id, item)
-        what = "microbatch" if self._phase is Phase.GRADIENT else f"{self._phase.value} item"
-        where = f"at step {self._step}, {what} {item}"
-        if own:
-            self._fail(ConfigurationError(f"{message} ({where})"))
+        if not isinstance(error, UserCodeError):
+            self._fail(type(error)(f"{error} (in {name})"))
         elif times > 1:
-            self._fail(UserCodeError(f"{message}\nthe job raised {where}, on two tries"))
+            self._fail(UserCodeError(f"{error}\nthe job raised twice in {name}"))
         else:
-            self._events.append(Retried(self._step, item, message.rpartition("\n")[2]))
+            self._events.append(Retried(name, str(error).rpartition("\n")[2]))
             self._send(assignments)
+
+    def _name(self, item: int) -> str:
+        """A piece of work, as users are told of it."""
+        match self._phase:
+            case Phase.GRADIENT:
+                return f"step {self._step}, microbatch {item}"
+            case Phase.EVALUATE:
+                return f"the evaluation at step {self._step}, batch {item}"
+            case Phase.UPDATE:
+                return f"the update of step {self._step}, segment {item}"
+            case _:
+                return f"phase {self._phase.value}"
 
     def _fail(self, error: Exception) -> None:
         self._events.append(Failed(error))
@@ -342,6 +366,8 @@ class Training:
     def _advance(self) -> None:
         """Go on through every phase that is complete."""
         ends: dict[Phase, Callable[[], None]] = {
+            Phase.BLANK: self._begin_initialise,
+            Phase.BOUNDARY: self._at_boundary,
             Phase.INITIALISE: self._end_initialise,
             Phase.GRADIENT: self._begin_update,
             Phase.UPDATE: self._commit_step,
@@ -349,6 +375,10 @@ class Training:
         }
         while self._phase in ends and self._barrier.complete:
             ends[self._phase]()
+
+    def _begin_initialise(self) -> None:
+        self._target = self._ready_arena().spare_buffer(self._buffer)
+        self._begin(Phase.INITIALISE, 1)
 
     def _end_initialise(self) -> None:
         self._ready_arena().commit(self._attempt, 0, 0, self._target, {"metrics": {}})
@@ -431,7 +461,7 @@ class Training:
     def _resume_drain(self) -> None:
         """Something that a drain, or a stop of an idle node, may be waiting for has happened."""
         if self._phase is Phase.DRAIN:
-            self._at_boundary()
+            self._phase = Phase.BOUNDARY
 
     def _checkpoint(self) -> None:
         """Have the committed buffer stored, if that can be; training goes on at once."""

@@ -10,6 +10,7 @@ import os
 import select
 import threading
 import traceback
+from contextlib import suppress
 
 import numpy as np
 
@@ -39,11 +40,12 @@ def run_worker(address: str, rank: int, generation: int, source: bytes) -> None:
     except HoldfastError as error:
         channel.send("failed", error)
         return
-    except Exception:  # noqa: BLE001 the user's code may raise anything
+    except (Exception, SystemExit):  # noqa: BLE001 the user's code may raise anything
         channel.send("failed", UserCodeError(f"{traceback.format_exc()}the job could not be loaded"))
         return
     channel.send("ready", description)
-    _serve(channel, task, fault)
+    with suppress(EOFError, OSError):  # the agent is gone, which ends this process
+        _serve(channel, task, fault)
     released.set()
     channel.close()
 
@@ -180,9 +182,9 @@ class Worker:
             self._fault.strike(step, phase)
 
     def _report(self, ticket: int, item: int, error: Exception) -> None:
-        own = isinstance(error, HoldfastError)
-        message = str(error) if own else "".join(traceback.format_exception(error)).rstrip()
-        self._channel.send("raised", ticket, item, message, own)
+        if not isinstance(error, HoldfastError):
+            error = UserCodeError("".join(traceback.format_exception(error)).rstrip())
+        self._channel.send("raised", ticket, item, error)
 
 
 def end_with(channel: Channel) -> threading.Event:

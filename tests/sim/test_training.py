@@ -146,7 +146,8 @@ class Player:
     ) -> None:
         assert self.arena is not None
         if self.sim.raises(step, items[0]):
-            self.said.append(("raised", ticket, items[0], "Traceback\nValueError: now and then", False))
+            error = UserCodeError("Traceback\nValueError: now and then")
+            self.said.append(("raised", ticket, items[0], error))
         else:
             grad, sums = gradient(self.state(buffer)[0], step, items[0])
             self.arena.grads[slots[0]][:LENGTH] = grad
