@@ -38,7 +38,7 @@ def assert_nothing_left(place: Place, ray_host: RayHost) -> None:
     assert not place.strays()
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_on_ray_any_number_of_workers_ends_in_the_digest_of_the_process_runtime(
     ray_place: Place, ray_host: RayHost, reference: Reference, workers: int
 ) -> None:
