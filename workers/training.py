@@ -46,9 +46,10 @@ from workers.messages import (
     Train,
 )
 from workers.saving import Saving
-from workers.schedule import batch_rows, combine, segments, tree_depth, tree_sum
+from workers.schedule import batch_rows, segments, tree_depth, tree_sum
 from workers.state import Arena, ArenaSpec, Commit
 from workers.task import averages, mismatch
+from workers.validation import Validation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,9 +100,7 @@ class Training:
         self._target = 0
         self._segments: list[tuple[int, int]] = []
         self._metrics: dict[str, float] = {}
-        self._evaluation: dict[int, Sums] = {}
-        self._evaluated_step = -1
-        self._validation: dict[str, float] = {}
+        self._validation: Validation | None = None
         self._saving = Saving()
         self._restoring = ""
         self._stop: Stop | None = None
@@ -170,6 +169,7 @@ class Training:
         spec = ArenaSpec(command.place_id, arrays, num_slots, len(description["metrics"]))
         self._arena = open_arena(spec)
         self._prepare = command
+        self._validation = Validation(description, command.batch_size)
         self._barrier = Barrier(num_slots)
         found = self._usable_commit(self._arena)
         self._buffer = 0 if found is None else found.buffer
@@ -212,6 +212,10 @@ class Training:
     def _ready_arena(self) -> Arena:
         assert self._arena is not None, "the arena is not prepared"
         return self._arena
+
+    def _ready_validation(self) -> Validation:
+        assert self._validation is not None, "the validation is not prepared"
+        return self._validation
 
     # -- peers --------------------------------------------------------------------------------------------
 
@@ -332,7 +336,7 @@ class Training:
 
     def _done(self, peer: Peer, ticket: int, item: int, sums: Sums | None = None) -> None:
         if ticket == self._ticket and self._barrier.done(peer.id, item) and sums is not None:
-            self._evaluation[item] = sums
+            self._ready_validation().collect(item, sums)
 
     def _raised(self, peer: Peer, ticket: int, item: int, error: HoldfastError) -> None:
         if ticket != self._ticket:
@@ -412,31 +416,20 @@ class Training:
         self._at_boundary()
 
     def _end_evaluation(self) -> None:
-        description = self._description
-        assert description is not None
-        leaves = {(0, item): sums for item, sums in self._evaluation.items()}
-        total = combine(leaves, len(leaves), np.add)
-        self._validation = averages(description["metrics"], total, "val_")
-        self._evaluated_step = self._step
-        self._events.append(Evaluated(self._step, self._validation))
+        self._events.append(Evaluated(self._step, self._ready_validation().finish(self._step)))
         self._at_boundary()
 
     # -- boundaries ---------------------------------------------------------------------------------------
 
     def _at_boundary(self) -> None:
         """A step is committed. Evaluate, checkpoint, stop or go on."""
-        plan, description = self._plan, self._description
+        plan, validation = self._plan, self._ready_validation()
         assert plan is not None
-        assert description is not None
         done = self._step >= plan.steps
-        every = plan.validate_every
-        if self._step != self._evaluated_step and description["validation_samples"]:
-            due = done or (every is not None and self._step % every == 0 and self._step > 0)
-            if due and (done or self._stop is None):
-                assert self._prepare is not None
-                self._evaluation = {}
-                self._begin(Phase.EVALUATE, -(-description["validation_samples"] // self._prepare.batch_size))
-                return
+        stopping = self._stop is not None and not done
+        if validation.due(self._step, plan.validate_every, last=done) and not stopping:
+            self._begin(Phase.EVALUATE, validation.num_batches)
+            return
         if done or self._stop is not None:
             self._drain(done=done)
             return
@@ -470,11 +463,9 @@ class Training:
             self._events.append(CheckpointSkipped(self._step, reason))
             return
         assert self._writer is not None
-        validation = self._validation if self._evaluated_step == self._step else {}
+        metrics = self._metrics | self._ready_validation().metrics_of(self._step)
         arena = self._ready_arena()
-        self._saving.begin(
-            arena, self._writer, self._plan, self._buffer, self._step, self._metrics | validation
-        )
+        self._saving.begin(arena, self._writer, self._plan, self._buffer, self._step, metrics)
 
     def _written(self, step: int, part: Part, directory: str) -> None:
         self._events.append(self._saving.written(step, part, directory))

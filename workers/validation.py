@@ -1,0 +1,47 @@
+"""The evaluation of validation data: when it is due, and what its batches add up to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workers.schedule import combine
+from workers.task import averages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from workers.engine import Sums
+
+
+class Validation:
+    """The batches of the validation data, cut as the training batch is, and the last result."""
+
+    def __init__(self, description: Mapping[str, Any], batch_size: int) -> None:
+        self.num_batches = -(-description["validation_samples"] // batch_size)
+        self._names: list[str] = description["metrics"]
+        self._sums: dict[int, Sums] = {}
+        self._step = -1
+        self._metrics: dict[str, float] = {}
+
+    def due(self, step: int, every: int | None, *, last: bool) -> bool:
+        """Whether the state of this step is to be evaluated now."""
+        if not self.num_batches or step == self._step:
+            return False
+        return last or (every is not None and step > 0 and step % every == 0)
+
+    def collect(self, batch: int, sums: Sums) -> None:
+        """Keep a batch's sums."""
+        self._sums[batch] = sums
+
+    def finish(self, step: int) -> dict[str, float]:
+        """All batches are there: their averages, added along the tree, as `val_` metrics."""
+        leaves = {(0, batch): sums for batch, sums in self._sums.items()}
+        self._metrics = averages(self._names, combine(leaves, len(leaves), np.add), "val_")
+        self._step, self._sums = step, {}
+        return self._metrics
+
+    def metrics_of(self, step: int) -> dict[str, float]:
+        """The result, if it is of this step."""
+        return self._metrics if step == self._step else {}
