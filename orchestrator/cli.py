@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from contextlib import redirect_stdout
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.exceptions import TyperException
@@ -20,6 +21,8 @@ from orchestrator.result import Result
 from storage.errors import ConfigurationError, HoldfastError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from orchestrator.spec import Checkpoints, Job
 
 EXIT_CODES = {"done": 0, "failed": 1, "preempted": 75, "interrupted": 130}
@@ -46,25 +49,46 @@ def main() -> None:
     except HoldfastError as error:
         code = _fail(str(error), error.exit_code)
     except TyperException as error:
-        code = _fail(error.format_message(), 2)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            _say(error.format_message())
+            code = 2
+        else:
+            code = _fail(error.format_message(), 2)
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except BrokenPipeError:
-        # The reader of our output has gone; Python would complain about it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = _stopped("interrupted")
+    except _Terminated:
+        code = _stopped("preempted")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came before the run had begun."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
+def _stopped(status: str) -> int:
+    if "--json" in sys.argv:
+        _put(json.dumps(Result(run_dir=_argument("--run-dir"), status=status).to_json()))
+    return EXIT_CODES[status]
 
 
 def _fail(message: str, code: int) -> int:
     text = message.strip()
-    head, _, last = text.rpartition("\n")
-    if head:  # the user's traceback comes first
-        _say(head)
-    _say(f"holdfast: error: {last}")
+    _complain(text)
     if "--json" in sys.argv:
         _put(json.dumps(Result(run_dir=_argument("--run-dir"), status="failed", error=text).to_json()))
     return code
+
+
+def _complain(text: str) -> None:
+    """Say what went wrong; a traceback of the user's code comes first."""
+    head, _, last = text.strip().rpartition("\n")
+    if head:
+        _say(head)
+    _say(f"holdfast: error: {last}")
 
 
 def _argument(name: str) -> str:
@@ -78,11 +102,34 @@ def _argument(name: str) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 this is the command line
+    _print(text, sys.stderr)
 
 
 def _put(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 this is the command line
+    _print(text, sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        # The reader has gone, which is its right; Python would complain about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def _result_only() -> Iterator[None]:
+    """Keep standard output for the result: what anybody prints meanwhile goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @app.command()
@@ -122,7 +169,8 @@ def run(
     from orchestrator.jobs import JobSource, by_file
 
     source = JobSource.parse(target, _pairs(settings or []))
-    with redirect_stdout(sys.stderr):
+    signal.signal(signal.SIGTERM, _terminate)
+    with _result_only():
         job = _overridden(source.load(), steps, checkpoint_every, seed)
     request = Request(
         job=job,
@@ -134,14 +182,10 @@ def run(
         cpus_per_worker=cpus_per_worker,
         take_over=take_over,
     )
-    # Standard output is for the result: what libraries print on the way (Ray does) goes to standard error.
-    with redirect_stdout(sys.stderr), make_display() as display:
+    with _result_only(), make_display() as display:
         result, error = execute(request, display)
     if error is not None:
-        head, _, last = str(error).strip().rpartition("\n")
-        if head:
-            _say(head)
-        _say(f"holdfast: error: {last}")
+        _complain(str(error))
     _put(json.dumps(result.to_json()) if as_json else summary(result))
     if error is not None:
         return error.exit_code if isinstance(error, HoldfastError) else 1

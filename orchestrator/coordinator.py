@@ -34,6 +34,7 @@ P = ParamSpec("P")
 
 POLL_S = 0.1
 BEAT_S = 5.0
+WAITING_S = 15.0
 
 
 class Observer(Protocol):
@@ -99,6 +100,8 @@ class Coordinator:
         self._clock: tuple[float, int] | None = None  # (when training began, at which step)
         self._steps_per_s: float | None = None
         self._journal: list[dict[str, Any]] = []
+        self._journal_written = True
+        self._waiting_since = time.monotonic()
         self._beats = 0
         self._recording = threading.Lock()
 
@@ -138,14 +141,26 @@ class Coordinator:
             self._handle(self._answered(future))
         if (status := self._signalled()) is not None:
             self._handle(machine.Signalled(status))
+        self._mention_waiting()
         self._observer.progress(self._snapshot())
+
+    def _mention_waiting(self) -> None:
+        """Nobody should look at a run that waits for workers without being told."""
+        if self.state.phase is not Phase.JOINING or time.monotonic() - self._waiting_since < WAITING_S:
+            return
+        self._waiting_since = time.monotonic()
+        text = "no worker is ready yet: does the job take long to load, or is the cluster full?"
+        self._tell(Note("waiting", text, {}))
 
     def _end(self) -> None:
         """End every process. The arena goes when nobody will need it again."""
+        commands: list[m.Command] = [m.Close(remove=self._stored())]
         try:
-            self._runtime.exchange([m.Close(remove=self._stored())], 0.0)
+            for _ in range(3):  # a call that is under way carries no new command
+                self._runtime.exchange(commands, 0.1)
+                commands = []
         except HoldfastError:
-            pass  # it is gone already
+            pass  # it has gone, as it was asked to
         finally:
             self._runtime.close()
 
@@ -158,6 +173,8 @@ class Coordinator:
 
     def _handle(self, event: machine.Event) -> None:
         self._events.append(event)
+        if isinstance(event, machine.Based):
+            self._count_lost_steps()
         while self._events:
             before = self.state
             self.state, actions = machine.transition(
@@ -169,6 +186,12 @@ class Coordinator:
             )
             for action in actions:
                 self._do(action)
+
+    def _count_lost_steps(self) -> None:
+        """Steps that were committed once and are about to be trained again."""
+        base = self.state.base.base if self.state.base is not None else None
+        lost = max(0, self.totals.highest_step - (0 if base is None else base.step))
+        self.totals = replace(self.totals, steps_lost=self.totals.steps_lost + lost)
 
     def _do(self, action: machine.Action) -> None:
         match action:
@@ -200,9 +223,19 @@ class Coordinator:
             return machine.Broken(error)
 
     def _tell(self, note: Note) -> None:
-        time_ = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._journal.append({"time": time_, "kind": note.kind, "text": note.text, **note.fields})
-        self._observer.note(note)
+        entry = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "kind": note.kind,
+            "text": note.text,
+            **note.fields,
+        }
+        last = self._journal[-1] if self._journal else {}
+        if note.kind == last.get("kind") == "checkpoint-skipped":  # one entry for each row of them
+            self._journal[-1] = {**entry, "times": last.get("times", 1) + 1}
+        else:
+            self._journal.append(entry)
+            self._observer.note(note)
+        self._journal_written = False
 
     # -- what the machine asks to be looked up ----------------------------------------------------------
 
@@ -222,51 +255,54 @@ class Coordinator:
             )
         )
 
-    def _choose_base(self, found: tuple[int, int] | None, bad: Sequence[str]) -> machine.Event:
+    def _choose_base(self, found: m.Found | None, bad: Sequence[str]) -> machine.Event:
         """The highest step on the newest line, in memory or in a checkpoint; memory breaks a tie."""
         memory: Base | None = None
-        if found is not None and self._run.stands(Base(step=found[1], attempt=found[0])):
-            memory = Base(step=found[1], attempt=found[0])
+        if found is not None and self._run.stands(Base(step=found.step, attempt=found.attempt)):
+            memory = Base(step=found.step, attempt=found.attempt)
         entry = next((e for e in self._run.candidates() if e.directory not in bad), None)
         if memory is not None and (entry is None or memory.step >= entry.step):
+            assert found is not None
+            self._check_arithmetic(found.fingerprint)
             self._parent = None
             return machine.BaseChosen(memory, None, in_memory=True)
         if entry is None:
-            damaged = [
-                e
-                for e in self._run.entries()
-                if e.directory in bad or (e.committed and e.status == "incomplete")
-            ]
-            if damaged:
-                tried = "; ".join(f"{e.directory} ({e.reason or 'its content is bad'})" for e in damaged)
-                raise CheckpointError(
-                    f"no checkpoint of {self._settings.url} can be used, and starting from zero would lose "
-                    f"the run: tried {tried}"
-                )
+            self._check_nothing_is_lost(bad)
             return machine.BaseChosen(None, None, in_memory=False)
         assert entry.manifest is not None
-        difference = fingerprint.difference(
-            dict(entry.manifest.fingerprint), self._description["fingerprint"]
-        )
-        if difference is not None:
-            self._other_arithmetic(difference)
+        self._check_arithmetic(dict(entry.manifest.fingerprint))
         self._parent = Base(step=entry.step, attempt=entry.attempt)
         self._base_digest = entry.manifest.state_digest
         return machine.BaseChosen(self._parent, entry.directory, in_memory=False)
 
-    def _other_arithmetic(self, difference: str) -> None:
+    def _check_nothing_is_lost(self, bad: Sequence[str]) -> None:
+        """Raise CheckpointError if a checkpoint was ever committed: starting from zero would lose the run."""
+        based = self._run.based_attempts()
+        tried = [
+            f"{e.directory} ({e.reason or 'its content is bad'})"
+            for e in self._run.entries()
+            if e.directory in bad or (e.committed and (e.status == "incomplete" or e.attempt not in based))
+        ]
+        if tried:
+            raise CheckpointError(
+                f"no checkpoint of {self._settings.url} can be used, and starting from zero would lose the "
+                f"run: tried {'; '.join(tried)}"
+            )
+
+    def _check_arithmetic(self, theirs: dict[str, Any]) -> None:
+        """Refuse, or only mention, that this machine computes with other bits than the state's did."""
+        difference = fingerprint.difference(theirs, self._description["fingerprint"])
+        if difference is None:
+            return
         text = f"this machine computes with other bits than the run did: {difference}"
         if self._job.determinism == "strict":
             raise ConfigurationError(
-                f'{text}; resume where they are equal, or give the job determinism="warn" to go on anyway'
+                f'{text}; resume where they are equal, or give the job determinism="warn" to go on'
             )
         self._tell(Note("arithmetic", text, {}))
 
     def _record_base(self, base: Base | None) -> machine.Event:
         self._run.record_base(self._attempt, base)
-        start = 0 if base is None else base.step
-        lost = max(0, self.totals.highest_step - start) if base is not None or self.totals.highest_step else 0
-        self.totals = replace(self.totals, steps_lost=self.totals.steps_lost + lost)
         return machine.Based(
             m.Plan(
                 attempt=self._attempt.number,
@@ -318,7 +354,8 @@ class Coordinator:
 
     def _snapshot(self) -> Snapshot:
         progress = self._progress
-        return Snapshot(progress.step, self._job.steps, progress.metrics, progress.workers, self._steps_per_s)
+        step = progress.step if self._clock is not None else self.totals.highest_step
+        return Snapshot(step, self._job.steps, progress.metrics, progress.workers, self._steps_per_s)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -341,7 +378,8 @@ class Coordinator:
             "closed": closed,
             "status": self.state.status.value,
             "error": None if self.state.error is None else str(self.state.error),
-            "step": self._progress.step,
+            "step": self._snapshot().step,
+            "trained": self._clock is not None,
             "steps": self._job.steps,
             "metrics": {**self._progress.metrics, **self.state.metrics},
             "state_digest": self.state_digest,
@@ -360,7 +398,9 @@ class Coordinator:
             with self._recording:
                 self._beats += 1
                 self._run.beat(self._attempt, self._record(closed=closed))
-                self._run.write_journal(self._attempt, list(self._journal))
+                if not self._journal_written:
+                    self._journal_written = True
+                    self._run.write_journal(self._attempt, list(self._journal))
         except (StorageError, ConfigurationError) as error:
             self._observer.note(Note("storage", f"the run's records could not be written: {error}", {}))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -77,12 +78,16 @@ class BarDisplay:
     def note(self, note: Note) -> None:
         """Print the event above the bar."""
         if note.kind not in QUIET:
-            self._console.print(note.text, markup=False, highlight=False)
+            with suppress(OSError, ValueError):
+                self._console.print(note.text, markup=False, highlight=False)
 
     def progress(self, snapshot: Snapshot) -> None:
         """Move the bar."""
         facts = facts_of(snapshot)
-        self._bar.update(self._task, completed=snapshot.step, total=snapshot.steps, facts=", ".join(facts))
+        with suppress(OSError, ValueError):
+            self._bar.update(
+                self._task, completed=snapshot.step, total=snapshot.steps, facts=", ".join(facts)
+            )
 
 
 def make_display() -> LineDisplay | BarDisplay:

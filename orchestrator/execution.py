@@ -7,23 +7,32 @@ import signal
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.coordinator import Coordinator, Observer, Settings, boot_id
-from orchestrator.identity import check_settings
+from orchestrator.identity import check_arrays, check_settings
 from orchestrator.machine import Note, State, Status
 from orchestrator.process_runtime import ProcessRuntime
 from orchestrator.restart import decide
 from orchestrator.result import Result
 from orchestrator.spec import Job, check_microbatches, check_workers
 from orchestrator.totals import Totals
-from storage.errors import ConfigurationError, RunAlive, Superseded
+from storage.errors import (
+    ConfigurationError,
+    HoldfastError,
+    InfrastructureError,
+    RunAlive,
+    StorageError,
+    Superseded,
+)
 from storage.run_directory import Attempt, RunDirectory
 from storage.store import open_store
 from workers.arenas import discard_arena
+from workers.engine import as_engine
 from workers.processes import ProcessId, is_alive
+from workers.task import state_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,59 +73,111 @@ def execute(request: Request, observer: Observer) -> tuple[Result, Exception | N
 
     Raises HoldfastError for what is refused before the run is touched.
     """
+    if request.run_dir.startswith("memory:"):
+        raise ConfigurationError(
+            f"--run-dir {request.run_dir}: the memory of one process cannot be seen by the others of a run: "
+            "give a path or the URL of a storage"
+        )
     run = RunDirectory(open_store(request.run_dir))
-    url = run.store.url
-    identity = run.identity()
-    job = request.job
-    microbatches = job.microbatches or request.workers
-    if identity is not None:
-        microbatches = check_settings(identity, job, url)
-    check_workers(request.workers, microbatches)
-    check_microbatches(job.batch_size, microbatches)
-    beat = run.newest_beat()
-    if beat is not None and not request.take_over:
-        check_not_alive(beat, run, observer)
-    totals = Totals.from_json(beat["totals"] if beat else None)
-    latest = run.latest()
-    if latest is not None and latest.step >= job.steps:
-        assert identity is not None
-        discard_arena(identity["place_id"])  # its last coordinator may have been killed just after the end
-        return _finished_before(run, latest, totals), None
-    settings = Settings(url, request.workers, microbatches)
-    with _signals() as signalled:
-        if beat is not None:
-            totals = replace(totals, restarts=totals.restarts + (beat["status"] != Status.DONE.value))
+    with _signals() as signals:
+        execution = _Execution(request, run, observer, signals)
+        return execution.finished_before() or execution.run()
+
+
+class _Execution:
+    """One request, from the look at what is there to the end of its last attempt."""
+
+    def __init__(self, request: Request, run: RunDirectory, observer: Observer, signals: _Signals) -> None:
+        self._request = request
+        self._job = request.job
+        self._run = run
+        self._url = run.store.url
+        self._observer = observer
+        self._signals = signals
+        self._identity = run.identity()
+        microbatches = self._job.microbatches or request.workers
+        if self._identity is not None:
+            microbatches = check_settings(self._identity, self._job, self._url)
+        check_workers(request.workers, microbatches)
+        check_microbatches(self._job.batch_size, microbatches)
+        self._settings = Settings(self._url, request.workers, microbatches)
+        beat = run.newest_beat()
+        if beat is not None and not request.take_over:
+            check_not_alive(beat, run, observer)
+        self._totals = Totals.from_json(beat["totals"] if beat else None)
+        # An attempt that was refused before it trained is no restart, nor is going on with more steps.
+        self._is_restart = beat is not None and not (
+            beat["status"] == Status.DONE.value or (beat["closed"] and not beat["trained"])
+        )
+
+    def finished_before(self) -> tuple[Result, None] | None:
+        """The result, if all steps are trained and stored."""
+        latest = self._run.latest()
+        if latest is None or latest.step < self._job.steps:
+            return None
+        assert self._identity is not None
+        check_arrays(self._identity, state_arrays(as_engine(self._job.model())), self._url)
+        # The last coordinator may have been killed between the last checkpoint and its own end.
+        discard_arena(self._identity["place_id"], latest.step)
+        return _finished_before(self._run, latest, self._totals), None
+
+    def run(self) -> tuple[Result, Exception | None]:
+        """One attempt after another, as the policy allows."""
+        self._totals = replace(self._totals, restarts=self._totals.restarts + self._is_restart)
+        result = Result(run_dir=self._url, status=Status.FAILED.value, step=self._totals.highest_step)
+        number = 0
         while True:
-            attempt = run.claim_attempt()
-            coordinator = Coordinator(
-                job,
-                settings,
-                run,
-                attempt,
-                _runtime(request, observer, signalled),
-                totals,
-                observer,
-                signalled.take,
-            )
-            state = coordinator.run()
-            totals = coordinator.totals
-            result = _result(url, attempt, coordinator)
-            if state.status is not Status.FAILED:
-                return result, None
-            error = state.error
-            assert error is not None
-            decision = decide(job.restart, totals.history, totals.highest_step, error, random.random())
-            if not decision.restart:
-                return result, error
-            observer.note(Note("restart", decision.reason, {}))
-            totals = replace(
-                totals, restarts=totals.restarts + 1, budgeted=(*totals.budgeted, totals.highest_step)
-            )
-            stopped = signalled.wait(decision.delay_s)
-            if stopped is not None:
-                return replace(result, status=stopped.value, error=None), None
-            if run.newest_attempt() > attempt.number:
-                return result, Superseded(f"a newer attempt has taken {url} over: this one stops ({error})")
+            try:
+                runtime = _runtime(self._request, self._observer, self._signals)
+                attempt = self._run.claim_attempt()
+            except _Terminated:
+                return replace(result, status=Status.PREEMPTED.value), None
+            except HoldfastError as refused:
+                if not number:
+                    raise
+                # It did work before, so it is the place that is in trouble and not the request.
+                error: Exception = InfrastructureError(str(refused))
+            else:
+                number = attempt.number
+                coordinator = Coordinator(
+                    self._job,
+                    self._settings,
+                    self._run,
+                    attempt,
+                    runtime,
+                    self._totals,
+                    self._observer,
+                    self._signals.take,
+                )
+                state = coordinator.run()
+                self._totals = coordinator.totals
+                result = _result(self._url, attempt, coordinator)
+                if state.status is not Status.FAILED:
+                    return result, None
+                assert state.error is not None
+                error = state.error
+            if (end := self._wait_to_restart(result, error, number)) is not None:
+                return end
+
+    def _wait_to_restart(
+        self, result: Result, error: Exception, number: int
+    ) -> tuple[Result, Exception | None] | None:
+        """Wait as the policy says; the end, if there is to be no other attempt."""
+        totals = self._totals
+        decision = decide(self._job.restart, totals.history, totals.highest_step, error, random.random())
+        if not decision.restart:
+            return replace(result, error=str(error)), error
+        self._observer.note(Note("restart", decision.reason, {}))
+        budgeted = (*totals.budgeted, totals.highest_step)
+        self._totals = replace(totals, restarts=totals.restarts + 1, budgeted=budgeted)
+        stopped = self._signals.wait(decision.delay_s)
+        if stopped is not None:
+            return replace(result, status=stopped.value, error=None), None
+        with suppress(StorageError):  # the claim of the next attempt will tell
+            if self._run.newest_attempt() > number:
+                newer = Superseded(f"a newer attempt has taken {self._url} over: this one stops ({error})")
+                return replace(result, error=str(newer)), newer
+        return None
 
 
 def check_not_alive(beat: dict[str, Any], run: RunDirectory, observer: Observer) -> None:
@@ -150,7 +211,10 @@ def _runtime(request: Request, observer: Observer, signals: _Signals) -> Runtime
     from orchestrator.ray_runtime import RayRuntime
 
     runtime = RayRuntime(request.source, request.address, request.workers, request.cpus_per_worker)
-    runtime.connect(lambda text: observer.note(Note("ray", text, {})))
+    try:
+        runtime.connect(lambda text: observer.note(Note("ray", text, {})))
+    except SystemExit as error:  # while it starts, Ray answers SIGTERM itself
+        raise _Terminated from error
     signals.install()  # ray.init sets handlers of its own
     return runtime
 
@@ -192,6 +256,10 @@ def _result(url: str, attempt: Attempt, coordinator: Coordinator) -> Result:
     )
 
 
+class _Terminated(Exception):
+    """SIGTERM came while Ray was starting."""
+
+
 class _Signals:
     """SIGTERM and SIGINT as something to ask for; only the main thread can receive them."""
 
@@ -199,17 +267,17 @@ class _Signals:
 
     def __init__(self) -> None:
         self._received: list[Status] = []
-        self._event = threading.Event()
         self._old: dict[signal.Signals, Any] = {}
 
     def take(self) -> Status | None:
         """The next signal not yet taken."""
-        self._event.clear()
         return self._received.pop(0) if self._received else None
 
     def wait(self, timeout_s: float) -> Status | None:
         """Wait for a signal."""
-        self._event.wait(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while not self._received and time.monotonic() < deadline:
+            time.sleep(0.05)
         return self.take()
 
     def install(self) -> None:
@@ -226,8 +294,7 @@ class _Signals:
             signal.signal(number, old)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received.append(self._STATUS[signal.Signals(number)])
-        self._event.set()
+        self._received.append(self._STATUS[signal.Signals(number)])  # no lock: a second signal may interrupt
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from storage.errors import IdentityMismatch
 from storage.layout import StateArray
+from storage.strict_json import canonical, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from orchestrator.spec import Job
 
@@ -24,7 +25,7 @@ def settings_identity(job: Job, microbatches: int) -> dict[str, Any]:
 def full_identity(job: Job, microbatches: int, description: Mapping[str, Any]) -> dict[str, Any]:
     """The whole identity, with what a worker found the job's model and data to be."""
     arrays = [StateArray.from_json(array) for array in description["arrays"]]
-    return {
+    identity = {
         **settings_identity(job, microbatches),
         "arrays": [array.to_json() for array in arrays],
         "layout_fingerprint": arrays[0].layout.fingerprint,
@@ -33,6 +34,8 @@ def full_identity(job: Job, microbatches: int, description: Mapping[str, Any]) -
         "model": description["engine"],
         "optimizer": description["optimizer"],
     }
+    spelled: dict[str, Any] = parse(canonical(identity))  # as it will be read back
+    return spelled
 
 
 def check_settings(identity: Mapping[str, Any], job: Job, url: str) -> int:
@@ -52,15 +55,7 @@ def check_identity(identity: Mapping[str, Any], ours: Mapping[str, Any], url: st
 
     Returns what else differs, in words: settings of model and optimizer, which are recorded but may change.
     """
-    stored = {array["name"]: StateArray.from_json(array) for array in identity["arrays"]}
-    here = {array["name"]: StateArray.from_json(array) for array in ours["arrays"]}
-    for name in here.keys() & stored.keys():
-        difference = stored[name].layout.difference(here[name].layout)
-        if difference:
-            difference = difference.replace(" there", " in this job").replace(" here", " in the run")
-            raise _differs(url, f"the layout of the model: {difference}")
-    if stored.keys() != here.keys():
-        raise _differs(url, f"the state is {', '.join(stored)} there and {', '.join(here)} here")
+    check_arrays(identity, [StateArray.from_json(array) for array in ours["arrays"]], url)
     if identity["data"] != ours["data"]:
         raise _differs(url, f"the data is {_short(identity['data'])} there and {_short(ours['data'])} here")
     return [
@@ -68,6 +63,19 @@ def check_identity(identity: Mapping[str, Any], ours: Mapping[str, Any], url: st
         for name in ("model", "optimizer")
         if identity[name] != ours[name]
     ]
+
+
+def check_arrays(identity: Mapping[str, Any], arrays: Sequence[StateArray], url: str) -> None:
+    """Refuse a model or optimizer whose state has another layout than the run's."""
+    stored = {array["name"]: StateArray.from_json(array) for array in identity["arrays"]}
+    here = {array.name: array for array in arrays}
+    for name in here.keys() & stored.keys():
+        difference = stored[name].layout.difference(here[name].layout)
+        if difference:
+            difference = difference.replace(" there", " in this job").replace(" here", " in the run")
+            raise _differs(url, f"the layout of the model: {difference}")
+    if stored.keys() != here.keys():
+        raise _differs(url, f"the state is {', '.join(stored)} there and {', '.join(here)} here")
 
 
 def _differs(url: str, what: str) -> IdentityMismatch:

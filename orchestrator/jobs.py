@@ -7,9 +7,10 @@ import importlib.util
 import inspect
 import os
 import sys
-import traceback
 import typing
 from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import PurePath
 from types import ModuleType, UnionType
 from typing import Any
 
@@ -19,6 +20,7 @@ from orchestrator.examples import EXAMPLES
 from orchestrator.spec import Job
 from storage.errors import ConfigurationError, UserCodeError
 from workers.task import shipped
+from workers.tracebacks import summary, user_traceback
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -102,7 +104,10 @@ def _same(job: Job) -> Job:
 
 def convert(function: Callable[..., Any], settings: Mapping[str, str], where: str) -> dict[str, Any]:
     """Values for a job function's parameters, converted by their annotations. Raises ConfigurationError."""
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"{where} cannot be called with settings: {error}") from error
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = {name: parameter for name, parameter in parameters.items() if parameter.kind not in variadic}
     try:
@@ -175,6 +180,12 @@ def _converted(hint: Any, text: str) -> Any:
         return hint(text)
     if hint in (str, Any):
         return text
+    if isinstance(hint, type) and issubclass(hint, PurePath):
+        return hint(text)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        by_name = {member.name: member for member in hint} | {str(member.value): member for member in hint}
+        if text in by_name:
+            return by_name[text]
     raise ValueError(text)
 
 
@@ -198,17 +209,4 @@ def _call_user(call: Callable[[], Any], where: str) -> Any:
     except (ConfigurationError, UserCodeError):
         raise
     except (Exception, SystemExit) as error:
-        raise UserCodeError(f"{user_traceback(error)}{where} raised {type(error).__name__}") from error
-
-
-def user_traceback(error: BaseException) -> str:
-    """The traceback without our own frames at its start."""
-    frames = error.__traceback__
-    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    while frames is not None and frames.tb_next is not None:
-        filename = frames.tb_frame.f_code.co_filename
-        own = filename.startswith(os.path.join(ours, "orchestrator") + os.sep) and "examples" not in filename
-        if not own and not filename.startswith("<frozen"):
-            break
-        frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames))
+        raise UserCodeError(f"{user_traceback(error)}{where} raised {summary(error)}") from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
-from storage.errors import CheckpointError, HoldfastError, InfrastructureError, UserCodeError
+from storage.errors import CheckpointError, HoldfastError, InfrastructureError, StorageError, UserCodeError
 from workers import messages as m
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Identify:
 class ChooseBase:
     """Find the newest state, leaving out checkpoints found bad; answered by BaseChosen or Broken."""
 
-    found_in_memory: tuple[int, int] | None
+    found_in_memory: m.Found | None
     bad: tuple[str, ...]
 
 
@@ -193,7 +193,7 @@ class State:
     waiting_restore: m.Restore | None = None
     base: BaseChosen | None = None
     bad: tuple[str, ...] = ()
-    found_in_memory: tuple[int, int] | None = None
+    found_in_memory: m.Found | None = None
     start_deaths: dict[str, int] = field(default_factory=dict)
     worker_deaths: int = 0
     failures: int = 0
@@ -287,9 +287,9 @@ _AT_WORK = (Phase.TRAINING, Phase.STOPPING)
 
 
 def _failed(state: State, error: Exception) -> State:
-    """The end by an error; who was asked to stop and loses the infrastructure has stopped."""
-    if state.phase is Phase.STOPPING and isinstance(error, InfrastructureError):
-        return replace(state, phase=Phase.ENDED)
+    """The end by an error; who was asked to stop and loses infrastructure or storage has stopped."""
+    if state.phase is Phase.STOPPING and isinstance(error, InfrastructureError | StorageError):
+        return replace(state, phase=Phase.ENDED, error=error)
     return replace(state, phase=Phase.ENDED, status=Status.FAILED, error=error)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from orchestrator.machine import Exited
 from storage.errors import InfrastructureError
 from workers.arithmetic import single_threaded_environment
-from workers.channel import Channel, address_for, connect
+from workers.channel import Channel, address_for, connect, wait_readable
 from workers.main import resolve
 from workers.messages import Command, Event, Progress
 
@@ -72,7 +71,7 @@ class ProcessRuntime:
                 self._channel.send(self._outgoing, timeout_s)
                 self._outgoing = []
                 self._asked_at = time.monotonic()
-            if not select.select([self._channel], [], [], timeout_s + 1.0)[0]:
+            if not wait_readable(self._channel.fileno(), timeout_s + 1.0):
                 self._check_silence(self._asked_at)
                 return [], self._progress
             events, self._progress = self._channel.receive()

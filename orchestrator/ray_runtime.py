@@ -150,13 +150,14 @@ class RayRuntime:
         if not nodes:
             return None
         here = ray.get_runtime_context().get_node_id()
-        best = max(nodes, key=lambda n: (n["Resources"].get("CPU", 0), n["NodeID"] == here))
-        node: str = best["NodeID"]
         needed = self._num_workers * self._cpus
-        if best["Resources"].get("CPU", 0) < needed:
+        large = [node for node in nodes if node["Resources"].get("CPU", 0) >= needed]
+        if not large:
             raise ConfigurationError(
                 f"no node of the Ray cluster has the {needed:g} CPUs that the workers need"
             )
+        best = max(large, key=lambda n: (n["NodeID"] == here, n["Resources"].get("CPU", 0), n["NodeID"]))
+        node: str = best["NodeID"]
         return node
 
     def start(self, role: str, rank: int, generation: int) -> None:

@@ -112,7 +112,8 @@ class Job:
     """What to do after failures."""
 
     determinism: Literal["strict", "warn"] = "strict"
-    """What happens on a machine whose arithmetic gives other bits than the run's: refuse it, or say so."""
+    """What happens when a run is resumed where arithmetic gives other bits: refuse it, or say so and go on.
+    The workers of one attempt must always agree."""
 
     def __post_init__(self) -> None:
         for name in ("model", "data", "validation"):

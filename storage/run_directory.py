@@ -160,6 +160,10 @@ class RunDirectory:
         number, chain = self._line()
         return catalog.is_valid(base.attempt, base.step, chain, number)
 
+    def based_attempts(self) -> set[int]:
+        """The attempts that have recorded their base, as every attempt does before it trains."""
+        return {record.number for record in self._base_records()}
+
     def _attempt_files(self) -> list[catalog.AttemptFile]:
         found = (catalog.parse_attempt(key) for key in self.store.list(catalog.ATTEMPTS))
         return sorted((a for a in found if a), key=lambda a: (a.number, a.nonce))

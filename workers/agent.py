@@ -7,7 +7,6 @@ speaks with it from another thread. What is trained next is decided in `Agent`, 
 from __future__ import annotations
 
 import os
-import select
 import selectors
 import signal
 import socket
@@ -17,7 +16,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from workers.channel import Channel, accept, listen
+from workers.channel import Channel, accept, listen, wait_readable
 from workers.messages import Close, Command, Event, Progress
 from workers.processes import ProcessId
 from workers.training import Training
@@ -49,7 +48,7 @@ class _Connection:
     def send(self, *message: object) -> None:
         """Send unless cut off."""
         if self.channel is not None:
-            with suppress(OSError):  # the end of the stream will be read, and is what counts
+            with suppress(EOFError):  # the end of the stream will be read, and is what counts
                 self.channel.send(*message)
 
 
@@ -174,7 +173,7 @@ class AgentLoop:
 
     def _ended(self, peer: _Connection) -> None:
         """The process is known to have ended: what it could write can be used again."""
-        while peer.channel is not None and select.select([peer.channel], [], [], 0)[0]:
+        while peer.channel is not None and wait_readable(peer.channel.fileno(), 0):
             self._read(peer)  # its last words
         self._cut_off(peer)
         self._selector.unregister(peer.pidfd)
@@ -202,4 +201,4 @@ class AgentLoop:
             if peer.pidfd >= 0:
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(peer.pidfd, signal.SIGKILL)
-                select.select([peer.pidfd], [], [], LEAVE_TIMEOUT_S)
+                wait_readable(peer.pidfd, LEAVE_TIMEOUT_S)

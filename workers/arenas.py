@@ -22,28 +22,45 @@ def open_arena(spec: ArenaSpec) -> Arena:
     one that was never finished, is replaced. Raises SharedMemoryTooSmall.
     """
     path = arena_path(spec.place_id)
-    arena: Arena | None = None
+    old: Arena | None = None
     with suppress(FileNotFoundError, ValueError):
-        arena = Arena.attach(path)
-    if arena is not None:
-        _take_over(arena)
-        if arena.spec != spec:
-            arena.close()
-            arena = None
-    if arena is None:
-        arena = Arena.create(path, spec)
+        old = Arena.attach(path)
+    if old is not None:
+        _take_over(old)
+    if old is not None and old.spec == spec:
+        arena = old
+    else:
+        arena = Arena.create(path, spec) if old is None else _replace(old, spec)
     arena.own(ProcessId.current())
     return arena
 
 
-def discard_arena(place_id: str) -> None:
-    """Delete what a killed run left on this node, after ending what is left of its processes."""
+def _replace(old: Arena, spec: ArenaSpec) -> Arena:
+    """An arena in the place of one of another shape, with its state where that is of the same arrays."""
+    commit = old.committed()
+    if commit is None or old.spec.arrays != spec.arrays:
+        old.close()
+        return Arena.create(old.path, spec)
+    arena = Arena.create(f"{old.path}.new", spec)
+    for name, values in old.buffers[commit.buffer].items():
+        arena.buffers[0][name][:] = values
+    with suppress(ValueError):  # without the aux block the state is of no use
+        arena.commit(commit.attempt, commit.epoch, commit.step, 0, old.aux(commit.buffer))
+    arena.rename(old.path)
+    old.close()
+    return arena
+
+
+def discard_arena(place_id: str, step: int) -> None:
+    """Delete what a killed run left on this node, unless it is beyond `step`, after ending its processes."""
     try:
         arena = Arena.attach(arena_path(place_id))
     except (FileNotFoundError, ValueError):
         return
     _take_over(arena)
-    arena.remove()
+    commit = arena.committed()
+    if commit is None or commit.step <= step:
+        arena.remove()
     arena.close()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import platform
+import select
 import socket
 import struct
 import tempfile
@@ -20,6 +21,13 @@ _LENGTH = struct.Struct("<I")
 _MAX_NBYTES = 1 << 30
 _PEERCRED = struct.Struct("3i")
 _ABSTRACT = platform.system() == "Linux"
+
+
+def wait_readable(descriptor: int, timeout_s: float) -> bool:
+    """Whether there is something to read, or an end to see, within `timeout_s`."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 class Channel:
@@ -36,9 +44,12 @@ class Channel:
         return self.socket.fileno()
 
     def send(self, *message: Any) -> None:
-        """Send one message. Raises OSError when the other end is gone."""
+        """Send one message. Raises EOFError when the other end is gone."""
         data = pickle.dumps(message, protocol=5)
-        self.socket.sendall(_LENGTH.pack(len(data)) + data)
+        try:
+            self.socket.sendall(_LENGTH.pack(len(data)) + data)
+        except OSError as error:
+            raise EOFError("the connection was cut") from error
 
     def receive(self) -> tuple[Any, ...]:
         """Wait for one message. Raises EOFError when the other end is gone."""

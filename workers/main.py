@@ -6,6 +6,7 @@ A worker reads the job from its standard input.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -23,8 +24,10 @@ def main() -> None:
     parser.add_argument("--generation", type=int, default=0)
     arguments = parser.parse_args()
     # A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole group: the coordinator decides on them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Children of the user's code behave as usual: a handler does not outlive an exec, and forks reset it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    os.register_at_fork(after_in_child=_default_signals)
     address = resolve(arguments.address)
     if arguments.role == "agent":
         loop = AgentLoop(address)
@@ -41,6 +44,11 @@ def main() -> None:
         source = sys.stdin.buffer.read()
         settle_arithmetic()
         run_worker(address, arguments.rank, arguments.generation, source)
+
+
+def _default_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def resolve(name: str) -> str:

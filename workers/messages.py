@@ -120,10 +120,19 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """The arena exists; `attempt` and `step` are those of a state found in it."""
+class Found:
+    """A state in memory: who committed it, and with which arithmetic."""
 
-    found: tuple[int, int] | None
+    attempt: int
+    step: int
+    fingerprint: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The arena exists, and perhaps a state was found in it."""
+
+    found: Found | None
     nbytes: int
 
 

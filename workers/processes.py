@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import sys
@@ -62,8 +63,9 @@ def end_process(process: ProcessId, timeout_s: float = 10.0) -> bool:
             return True
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(fd, signal.SIGKILL)
-        readable, _, _ = select.select([fd], [], [], timeout_s)
-        return bool(readable)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
     finally:
         os.close(fd)
 
@@ -82,12 +84,19 @@ def available_memory(directory: str) -> int:
     limits = [stats.f_bavail * stats.f_frsize]
     with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
         limits += [int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")]
-    for limit_path, usage_path in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for group, limit, usage in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        with contextlib.suppress(OSError, ValueError), open(limit_path, encoding="ascii") as file:
-            limit = int(file.read())  # "max" is a ValueError: no limit
-            with open(usage_path, encoding="ascii") as usage:
-                limits.append(max(0, limit - int(usage.read())))
+        with contextlib.suppress(OSError, ValueError):  # "max" is a ValueError: no limit
+            free = int(_text(f"{group}/{limit}")) - int(_text(f"{group}/{usage}"))
+            cached = re.search(
+                r"^(?:total_)?inactive_file (\d+)$", _text(f"{group}/memory.stat"), re.MULTILINE
+            )
+            limits.append(max(0, free + int(cached[1] if cached else 0)))  # cached files give way
     return min(limits)
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()

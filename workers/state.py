@@ -294,6 +294,11 @@ class Arena:
         """A buffer that is neither `current` nor pinned; with one pin there always is one."""
         return next(b for b in range(NUM_BUFFERS) if b != current and not self._pins[b, 0])
 
+    def rename(self, path: str) -> None:
+        """Move the file, over another one if there is one."""
+        os.rename(self.path, path)
+        self.path = path
+
     def remove(self) -> None:
         """Delete the file; mappings stay usable until they are closed."""
         if os.path.lexists(self.path):

@@ -30,6 +30,7 @@ from workers.messages import (
     Event,
     Failed,
     Finished,
+    Found,
     Initialise,
     Lost,
     Plan,
@@ -123,8 +124,10 @@ class Training:
 
         Writes the trace of step times, if HOLDFAST_TRACE names a file.
         """
-        if remove_arena and self._arena is not None:
-            self._arena.remove()
+        if self._arena is not None:
+            commit = self._arena.committed()
+            if remove_arena or commit is None or commit.step == 0:  # the seed makes step 0 anew
+                self._arena.remove()
         if self._trace is not None:
             with open(os.environ["HOLDFAST_TRACE"], "a", encoding="ascii") as file:
                 file.writelines(
@@ -171,18 +174,23 @@ class Training:
         self._prepare = command
         self._validation = Validation(description, command.batch_size)
         self._barrier = Barrier(num_slots)
-        found = self._usable_commit(self._arena)
-        self._buffer = 0 if found is None else found.buffer
+        commit = self._usable_commit(self._arena)
+        self._buffer = 0 if commit is None else commit.buffer
         for peer in [*self._workers.values(), *([self._writer] if self._writer else [])]:
             self._admit(peer)
-        self._events.append(Prepared(None if found is None else (found.attempt, found.step), spec.nbytes))
+        found: Found | None = None
+        if commit is not None:
+            found = Found(commit.attempt, commit.step, self._arena.aux(commit.buffer)["fingerprint"])
+        self._events.append(Prepared(found, spec.nbytes))
 
     def _usable_commit(self, arena: Arena) -> Commit | None:
         """What is committed in the arena, if all that belongs to it can be read."""
         found = arena.committed()
-        with suppress(ValueError):
+        with suppress(ValueError, KeyError):
             if found is not None:
-                self._metrics = arena.aux(found.buffer)["metrics"]
+                aux = arena.aux(found.buffer)
+                self._metrics = aux["metrics"]
+                _ = aux["fingerprint"]
                 return found
         return None
 
@@ -385,7 +393,7 @@ class Training:
         self._begin(Phase.INITIALISE, 1)
 
     def _end_initialise(self) -> None:
-        self._ready_arena().commit(self._attempt, 0, 0, self._target, {"metrics": {}})
+        self._ready_arena().commit(self._attempt, 0, 0, self._target, self._aux({}))
         self._started(0, self._target, stored=False)
 
     def _begin_gradient(self) -> None:
@@ -409,11 +417,16 @@ class Training:
         sums = [arena.sums[self._barrier.slots[i]] for i in range(len(self._barrier.slots))]
         work = list(np.empty((tree_depth(len(sums)), *sums[0].shape)))
         self._metrics = averages(description["metrics"], tree_sum(sums, work))
-        arena.commit(plan.attempt, plan.epoch, self._step + 1, self._target, {"metrics": self._metrics})
+        arena.commit(plan.attempt, plan.epoch, self._step + 1, self._target, self._aux(self._metrics))
         self._step, self._buffer = self._step + 1, self._target
         if self._trace is not None:
             self._trace.append((self._step, self._dispatched_ns, time.monotonic_ns()))
         self._at_boundary()
+
+    def _aux(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """What is kept beside a buffer."""
+        assert self._description is not None
+        return {"metrics": metrics, "fingerprint": self._description["fingerprint"]}
 
     def _end_evaluation(self) -> None:
         self._events.append(Evaluated(self._step, self._ready_validation().finish(self._step)))
@@ -473,7 +486,7 @@ class Training:
 
     def _restored(self, step: int, metrics: dict[str, float]) -> None:
         self._metrics = metrics
-        self._ready_arena().commit(self._attempt, 0, step, self._target, {"metrics": metrics})
+        self._ready_arena().commit(self._attempt, 0, step, self._target, self._aux(metrics))
         self._started(step, self._target, stored=True)
 
     def _writer_failed(self, kind: str, error: Exception) -> None:

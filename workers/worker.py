@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import threading
-import traceback
 from contextlib import suppress
 
 import numpy as np
@@ -21,6 +20,7 @@ from workers.rng import Purpose, Streams
 from workers.schedule import batch_indices, microbatches, tree_depth, tree_sum
 from workers.state import Arena
 from workers.task import Task
+from workers.tracebacks import summary, user_traceback
 
 BLOCK = 1 << 15
 """Elements that an update handles at a time: the operands of a block stay in the cache."""
@@ -40,11 +40,12 @@ def run_worker(address: str, rank: int, generation: int, source: bytes) -> None:
     except HoldfastError as error:
         channel.send("failed", error)
         return
-    except (Exception, SystemExit):  # noqa: BLE001 the user's code may raise anything
-        channel.send("failed", UserCodeError(f"{traceback.format_exc()}the job could not be loaded"))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
+        text = f"{user_traceback(error)}the job could not be loaded: {summary(error)}"
+        channel.send("failed", UserCodeError(text))
         return
     channel.send("ready", description)
-    with suppress(EOFError, OSError):  # the agent is gone, which ends this process
+    with suppress(EOFError):  # the agent is gone, which ends this process
         _serve(channel, task, fault)
     released.set()
     channel.close()
@@ -98,8 +99,12 @@ class Worker:
         params = self._params[buffer]
         for array in (params, *self._states[buffer]):
             array[:] = 0
-        self._task.engine.init(params, Streams(self._seed, purpose=Purpose.INIT))
-        self._channel.send("done", ticket, items[0])
+        try:
+            self._task.engine.init(params, Streams(self._seed, purpose=Purpose.INIT))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
+            self._report(ticket, items[0], error)
+        else:
+            self._channel.send("done", ticket, items[0])
 
     def gradient(
         self, ticket: int, step: int, buffer: int, items: tuple[int, ...], slots: tuple[int, ...]
@@ -116,7 +121,7 @@ class Worker:
                 streams = Streams(self._seed, step, item)
                 sums = engine.loss_and_grad(self._params[buffer], batch, streams, self._grads[slot])
                 self._arena.sums[slot][:] = sums
-            except Exception as error:  # noqa: BLE001 the user's code may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
             self._strike(step, "backward")
@@ -158,7 +163,7 @@ class Worker:
                     )
                     if 2 * high >= start + stop:
                         self._strike(step, "update")
-            except Exception as error:  # noqa: BLE001 the user's code may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
             self._channel.send("done", ticket, item)
@@ -172,7 +177,7 @@ class Worker:
             indices = np.arange(low, min(low + self._batch_size, len(validation)))
             try:
                 sums = self._task.engine.evaluate(self._params[buffer], validation.take(indices))
-            except Exception as error:  # noqa: BLE001 the user's code may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
             self._channel.send("done", ticket, item, sums)
@@ -181,9 +186,9 @@ class Worker:
         if self._fault is not None:
             self._fault.strike(step, phase)
 
-    def _report(self, ticket: int, item: int, error: Exception) -> None:
+    def _report(self, ticket: int, item: int, error: Exception | SystemExit) -> None:
         if not isinstance(error, HoldfastError):
-            error = UserCodeError("".join(traceback.format_exception(error)).rstrip())
+            error = UserCodeError(user_traceback(error).rstrip())
         self._channel.send("raised", ticket, item, error)
 
 

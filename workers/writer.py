@@ -31,7 +31,7 @@ def run_writer(address: str, rank: int, generation: int) -> None:
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     channel.send("ready", None)
-    with contextlib.suppress(EOFError, OSError):  # the agent is gone, which ends this process
+    with contextlib.suppress(EOFError):  # the agent is gone, which ends this process
         _serve(channel, fault)
     released.set()
     channel.close()

@@ -430,13 +430,14 @@ class Sim:
                 case machine.CommitCheckpoint(written):
                     self.answers.append(self.commit(written))
 
-    def choose(self, found: tuple[int, int] | None, bad: tuple[str, ...]) -> machine.Event:
+    def choose(self, found: m.Found | None, bad: tuple[str, ...]) -> machine.Event:
         best = max(
             ((step, directory) for directory, step in self.committed.items() if directory not in bad),
             default=None,
         )
-        if found is not None and (best is None or found[1] >= best[0]):
-            return machine.BaseChosen(Base(step=found[1], attempt=found[0]), None, in_memory=True)
+        if found is not None and (best is None or found.step >= best[0]):
+            assert found.fingerprint == {"numpy": "2"}
+            return machine.BaseChosen(Base(step=found.step, attempt=found.attempt), None, in_memory=True)
         if best is None:
             return machine.BaseChosen(None, None, in_memory=False)
         return machine.BaseChosen(Base(step=best[0], attempt=1), best[1], in_memory=False)
@@ -527,12 +528,13 @@ def played(sim: Sim) -> Sim:
     """Run it, again where the infrastructure failed; what goes wrong is told with its seed and events."""
     try:
         sim.run()
-        while isinstance(sim.state.error, InfrastructureError | StorageError) and sim.attempt < 50:
+        while sim.state.status is machine.Status.FAILED and sim.attempt < 50:
+            assert isinstance(sim.state.error, InfrastructureError | StorageError)
             sim.run()
         assert sim.state.status in (machine.Status.DONE, machine.Status.PREEMPTED), sim.state
         if sim.state.status is machine.Status.DONE:
             sim.check_done()
-        elif any(line.startswith("Based") for line in sim.log):
+        elif sim.state.error is None and any(line.startswith("Based") for line in sim.log):
             assert sim.state.step in sim.committed.values(), "the step of the stop has no checkpoint"
     except BaseException as error:
         error.add_note("\n".join([f"seed {sim.seed}, attempt {sim.attempt}:", *sim.log[-40:]]))

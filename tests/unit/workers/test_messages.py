@@ -20,7 +20,7 @@ EXAMPLES: dict[Any, Any] = {
     "str": "text",
     "float": 0.5,
     "int | None": None,
-    "tuple[int, int] | None": (1, 2),
+    "Found | None": m.Found(1, 2, {"numpy": "2"}),
     "dict[str, Any]": {"a": [1, None]},
     "dict[str, float]": {"loss": 0.5},
     "Exception": StorageError("what, where, what to do"),

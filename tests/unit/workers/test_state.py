@@ -297,14 +297,30 @@ def test_a_surviving_arena_is_taken_over_with_its_step_and_without_its_pins() ->
     assert found.processes() == [ProcessId.current()]
 
 
-@pytest.mark.parametrize("other", [spec_of(num_slots=4), spec_of(num_metrics=3), spec_of(length=99)])
-def test_an_arena_of_another_shape_is_replaced(other: ArenaSpec) -> None:
-    old = Arena.create(arena_path("test"), other)
+def test_an_arena_of_other_arrays_is_replaced() -> None:
+    old = Arena.create(arena_path("test"), spec_of(length=99))
     old.commit(1, 0, 5, 1, {})
     abandon(old)
     arena = open_arena(spec_of())
     assert arena.spec == spec_of()
     assert arena.committed() is None
+
+
+@pytest.mark.parametrize("other", [spec_of(num_slots=4), spec_of(num_metrics=3)])
+def test_an_arena_with_other_slots_is_replaced_and_its_state_kept(other: ArenaSpec) -> None:
+    """The job got another metric, say: nothing that was trained may be lost by that."""
+    old = Arena.create(arena_path("test"), other)
+    old.buffers[1]["params"][:3] = [1, 2, 3]
+    old.commit(1, 0, 5, 1, {"metrics": {"loss": 2.0}})
+    abandon(old)
+    arena = open_arena(spec_of())
+    assert arena.spec == spec_of()
+    found = arena.committed()
+    assert found is not None
+    assert (found.attempt, found.step) == (1, 5)
+    assert arena.buffers[found.buffer]["params"][:3].tolist() == [1, 2, 3]
+    assert arena.aux(found.buffer) == {"metrics": {"loss": 2.0}}
+    assert os.listdir(os.path.dirname(arena.path)) == [os.path.basename(arena.path)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
