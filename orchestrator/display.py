@@ -39,13 +39,17 @@ class LineDisplay:
     def note(self, note: Note) -> None:
         """Print the event."""
         if note.kind not in QUIET:
-            print(note.text, file=self._stream, flush=True)
+            self._print(note.text)
 
     def progress(self, snapshot: Snapshot) -> None:
         """Print where training is, now and then."""
         if time.monotonic() >= self._next and snapshot.steps_per_s:
             self._next = time.monotonic() + LINE_EVERY_S
-            print(describe(snapshot), file=self._stream, flush=True)
+            self._print(describe(snapshot))
+
+    def _print(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop training
+            print(text, file=self._stream, flush=True)
 
 
 class BarDisplay:

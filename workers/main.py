@@ -10,9 +10,13 @@ import os
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 from workers.agent import AgentLoop
 from workers.channel import accept, listen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def main() -> None:
@@ -23,11 +27,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--generation", type=int, default=0)
     arguments = parser.parse_args()
-    # A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole group: the coordinator decides on them.
-    # Children of the user's code behave as usual: a handler does not outlive an exec, and forks reset it.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    os.register_at_fork(after_in_child=_default_signals)
+    _ignore_stops()
     address = resolve(arguments.address)
     if arguments.role == "agent":
         loop = AgentLoop(address)
@@ -46,9 +46,23 @@ def main() -> None:
         run_worker(address, arguments.rank, arguments.generation, source)
 
 
-def _default_signals() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _ignore_stops() -> None:
+    """Ctrl-C and SIGTERM may reach the whole group of processes: the coordinator decides what they mean.
+
+    Children of the user's code behave as usual: they are forked with the default behaviour.
+    """
+    stops = (signal.SIGINT, signal.SIGTERM)
+
+    def set_all(handler: Callable[..., object] | signal.Handlers) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in stops:
+                signal.signal(number, handler)
+
+    def ignore() -> None:
+        set_all(lambda *_: None)  # not SIG_IGN, which a program that is executed would inherit
+
+    ignore()
+    os.register_at_fork(before=lambda: set_all(signal.SIG_DFL), after_in_parent=ignore)
 
 
 def resolve(name: str) -> str:
