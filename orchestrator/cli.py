@@ -70,17 +70,21 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _stopped(status: str) -> int:
-    if "--json" in sys.argv:
-        _put(json.dumps(Result(run_dir=_argument("--run-dir"), status=status).to_json()))
+    _report(status)
     return EXIT_CODES[status]
 
 
 def _fail(message: str, code: int) -> int:
     text = message.strip()
     _complain(text)
-    if "--json" in sys.argv:
-        _put(json.dumps(Result(run_dir=_argument("--run-dir"), status="failed", error=text).to_json()))
+    _report("failed", text)
     return code
+
+
+def _report(status: str, error: str | None = None) -> None:
+    """The result of a command that did not get as far as one, where JSON is asked for."""
+    if "--json" in sys.argv:
+        _put(json.dumps(Result(run_dir=_argument("--run-dir"), status=status, error=error).to_json()))
 
 
 def _complain(text: str) -> None:

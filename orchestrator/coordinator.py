@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, assert_never
 
 from orchestrator import machine
 from orchestrator.identity import check_identity, full_identity
+from orchestrator.life import own_life
 from orchestrator.machine import Note, Phase, State, Status
 from storage.checkpoint import commit
 from storage.errors import CheckpointError, ConfigurationError, HoldfastError, StorageError
@@ -20,7 +20,6 @@ from storage.layout import StateArray
 from storage.manifest import Base
 from workers import fingerprint
 from workers import messages as m
-from workers.processes import ProcessId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,7 +141,7 @@ class Coordinator:
         if (status := self._signalled()) is not None:
             self._handle(machine.Signalled(status))
         self._mention_waiting()
-        self._observer.progress(self._snapshot())
+        self._observer.progress(self.snapshot)
 
     def _mention_waiting(self) -> None:
         """Nobody should look at a run that waits for workers without being told."""
@@ -336,9 +335,7 @@ class Coordinator:
             try:
                 self._run.retain(self._job.checkpoints.keep)
             except StorageError as error:
-                self._observer.note(
-                    Note("retention-failed", f"old checkpoints could not be deleted: {error}", {})
-                )
+                self._tell(Note("retention-failed", f"old checkpoints could not be deleted: {error}", {}))
         return machine.Committed(written.step, manifest.state_digest)
 
     # -- signs of life ----------------------------------------------------------------------------------
@@ -352,15 +349,12 @@ class Coordinator:
                 self._steps_per_s = (step - self._clock[1]) / (now - self._clock[0])
             self.totals = replace(self.totals, highest_step=max(self.totals.highest_step, step))
 
-    def _snapshot(self) -> Snapshot:
-        progress = self._progress
-        step = progress.step if self._clock is not None else self.totals.highest_step
-        return Snapshot(step, self._job.steps, progress.metrics, progress.workers, self._steps_per_s)
-
     @property
     def snapshot(self) -> Snapshot:
         """Where the attempt was when it was last heard of."""
-        return self._snapshot()
+        progress = self._progress
+        step = progress.step if self._clock is not None else self.totals.highest_step
+        return Snapshot(step, self._job.steps, progress.metrics, progress.workers, self._steps_per_s)
 
     @property
     def state_digest(self) -> str | None:
@@ -368,17 +362,13 @@ class Coordinator:
         return self.state.state_digest or self._base_digest
 
     def _record(self, *, closed: bool) -> dict[str, Any]:
-        process = ProcessId.current()
         return {
+            **own_life(),
             "counter": self._beats,
-            "host": socket.gethostname(),
-            "boot_id": boot_id(),
-            "pid": process.pid,
-            "started": process.started,
             "closed": closed,
             "status": self.state.status.value,
             "error": None if self.state.error is None else str(self.state.error),
-            "step": self._snapshot().step,
+            "step": self.snapshot.step,
             "trained": self._clock is not None,
             "steps": self._job.steps,
             "metrics": {**self._progress.metrics, **self.state.metrics},
@@ -407,12 +397,3 @@ class Coordinator:
     def _beat_until(self, stop: threading.Event) -> None:
         while not stop.wait(BEAT_S):
             self._keep_record(closed=False)
-
-
-def boot_id() -> str:
-    """What tells this boot of this machine from any other; empty where it cannot be told."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 import signal
-import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from orchestrator.coordinator import Coordinator, Observer, Settings, boot_id
+from orchestrator.coordinator import Coordinator, Observer, Settings
 from orchestrator.identity import check_arrays, check_settings
+from orchestrator.life import lives
 from orchestrator.machine import Note, State, Status
 from orchestrator.process_runtime import ProcessRuntime
 from orchestrator.restart import decide
@@ -31,7 +31,6 @@ from storage.run_directory import Attempt, RunDirectory
 from storage.store import open_store
 from workers.arenas import discard_arena
 from workers.engine import as_engine
-from workers.processes import ProcessId, is_alive
 from workers.task import state_arrays
 
 if TYPE_CHECKING:
@@ -188,12 +187,10 @@ def check_not_alive(beat: dict[str, Any], run: RunDirectory, observer: Observer)
     if beat["closed"]:
         return
     where = f"process {beat['pid']} on {beat['host']}"
-    if (beat["host"], beat["boot_id"]) == (socket.gethostname(), boot_id()):
-        alive = is_alive(ProcessId(beat["pid"], beat["started"]))
-    else:
+    alive = lives(beat)
+    if alive is None:
         observer.note(Note("waiting", f"waiting {SIGN_OF_LIFE_S:.0f} s for a sign of life of {where}", {}))
         deadline = time.monotonic() + SIGN_OF_LIFE_S
-        alive = False
         while not alive and time.monotonic() < deadline:
             time.sleep(1.0)
             newest = run.newest_beat() or beat

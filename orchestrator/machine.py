@@ -207,36 +207,30 @@ def transition(state: State, event: Event, attempt: int, url: str) -> tuple[Stat
     """What follows from an event. Raises ValueError, changing nothing, if it cannot happen in this phase."""
     if state.phase is Phase.ENDED:
         return state, []
+    if state.phase not in _WHEN.get(type(event), tuple(Phase)):
+        raise _illegal(state, event)
     match event:
         case Begin(num_workers):
-            _expect(state, event, Phase.JOINING)
             members = [("agent", 0), ("writer", 0), *(("worker", rank) for rank in range(num_workers))]
             started = replace(state, generations=dict.fromkeys(members, 0))
             return started, [StartProcess(role, rank, 0) for role, rank in members]
         case m.Described(description):
-            _expect(state, event, Phase.JOINING)
             return state, [Identify(description)]
         case Identified(prepare):
-            _expect(state, event, Phase.JOINING)
             return replace(state, phase=Phase.PREPARING), [Tell(prepare)]
         case m.Prepared(found, nbytes):
-            _expect(state, event, Phase.PREPARING)
             note = Note(
                 "prepared", f"{nbytes / 1e6:.1f} MB of shared memory hold the state", {"nbytes": nbytes}
             )
             return replace(state, found_in_memory=found), [note, ChooseBase(found, state.bad)]
         case BaseChosen():
-            _expect(state, event, Phase.PREPARING)
             return _start(state, event, attempt, url)
         case m.Started(step):
-            _expect(state, event, Phase.STARTING)
             assert state.base is not None
             return replace(state, step=step), [RecordBase(state.base.base)]
         case m.RestoreFailed(directory, error):
-            _expect(state, event, Phase.STARTING)
             return _fall_back(state, directory, error)
         case Based(plan):
-            _expect(state, event, Phase.STARTING)
             return replace(state, phase=Phase.TRAINING), [Tell(m.Train(plan))]
         case m.Ready(role, rank, pid):
             return _ready(state, role, rank, pid)
@@ -247,32 +241,27 @@ def transition(state: State, event: Event, attempt: int, url: str) -> tuple[Stat
         case Exited(role, rank, cause):
             return _exited(state, role, rank, cause)
         case m.CheckpointSkipped(step, reason):
-            _expect(state, event, *_AT_WORK)
             return state, [
                 Note("checkpoint-skipped", f"checkpoint of step {step} skipped: {reason}", {"step": step})
             ]
         case m.CheckpointWritten():
-            _expect(state, event, *_AT_WORK)
             return state, [CommitCheckpoint(event)]
         case m.CheckpointFailed(step, error) | CommitFailed(step, error):
-            _expect(state, event, *_AT_WORK)
             return _checkpoint_failed(state, step, error)
         case Committed(step, digest):
-            _expect(state, event, *_AT_WORK)
             text = f"checkpoint of step {step} committed"
             note = Note("checkpoint", text, {"step": step, "state_digest": digest})
             return replace(state, state_digest=digest), [note, Tell(m.Settled(step, True))]
         case m.Evaluated(step, metrics):
-            _expect(state, event, *_AT_WORK)
             text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             note = Note("evaluated", f"step {step}: {text}", {"step": step, "metrics": metrics})
             return replace(state, metrics=metrics), [note]
         case m.Retried(name, message):
-            _expect(state, event, Phase.STARTING, *_AT_WORK)
             text = f"{name} raised and is done once more: {message}"
             return state, [Note("retried", text, {"item": name})]
         case m.Finished(step, done):
-            _expect(state, event, *(_AT_WORK if done else (Phase.STOPPING,)))
+            if not done and state.phase is not Phase.STOPPING:
+                raise _illegal(state, event)  # nobody told it to stop
             status = Status.DONE if done else state.status
             return replace(state, phase=Phase.ENDED, status=status, step=step), []
         case Signalled(status):
@@ -285,6 +274,26 @@ def transition(state: State, event: Event, attempt: int, url: str) -> tuple[Stat
 
 _AT_WORK = (Phase.TRAINING, Phase.STOPPING)
 
+_WHEN: dict[type, tuple[Phase, ...]] = {
+    Begin: (Phase.JOINING,),
+    m.Described: (Phase.JOINING,),
+    Identified: (Phase.JOINING,),
+    m.Prepared: (Phase.PREPARING,),
+    BaseChosen: (Phase.PREPARING,),
+    m.Started: (Phase.STARTING,),
+    m.RestoreFailed: (Phase.STARTING,),
+    Based: (Phase.STARTING,),
+    m.Retried: (Phase.STARTING, *_AT_WORK),
+    m.Evaluated: _AT_WORK,
+    m.CheckpointSkipped: _AT_WORK,
+    m.CheckpointWritten: _AT_WORK,
+    m.CheckpointFailed: _AT_WORK,
+    Committed: _AT_WORK,
+    CommitFailed: _AT_WORK,
+    m.Finished: _AT_WORK,
+}
+"""In which phases an event can happen; what is not listed can in all of them."""
+
 
 def _failed(state: State, error: Exception) -> State:
     """The end by an error; who was asked to stop and loses infrastructure or storage has stopped."""
@@ -293,9 +302,8 @@ def _failed(state: State, error: Exception) -> State:
     return replace(state, phase=Phase.ENDED, status=Status.FAILED, error=error)
 
 
-def _expect(state: State, event: Event, *phases: Phase) -> None:
-    if state.phase not in phases:
-        raise ValueError(f"{type(event).__name__} cannot happen while {state.phase.value}")
+def _illegal(state: State, event: Event) -> ValueError:
+    return ValueError(f"{type(event).__name__} cannot happen while {state.phase.value}")
 
 
 def _start(state: State, chosen: BaseChosen, attempt: int, url: str) -> tuple[State, list[Action]]:

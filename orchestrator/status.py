@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
-from orchestrator.coordinator import boot_id
+from orchestrator.life import lives
 from orchestrator.result import Result
 from orchestrator.totals import Totals
 from storage.errors import ConfigurationError
 from storage.run_directory import RunDirectory
 from storage.store import open_store
-from workers.processes import ProcessId, is_alive
 
 
 def open_run(url: str) -> RunDirectory:
@@ -37,8 +35,7 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
         return Result(run_dir=url, status="failed", error="it was never started", state_digest=digest), {}
     totals = Totals.from_json(beat["totals"])
     status, error = beat["status"], beat["error"]
-    here = (beat["host"], beat["boot_id"]) == (socket.gethostname(), boot_id())
-    if not beat["closed"] and here and not is_alive(ProcessId(beat["pid"], beat["started"])):
+    if not beat["closed"] and lives(beat) is False:
         status = "failed"
         error = "its coordinator was killed: run the same command again to go on"
     step, metrics = beat["step"], dict(beat["metrics"])

@@ -1,7 +1,7 @@
 """The agent of a node: it owns the shared memory, gives out work, is the barrier and commits steps.
 
 `AgentLoop.run` is a single-threaded loop over Unix sockets and pidfds; `exchange` is how the coordinator
-speaks with it from another thread. What is trained next is decided in `Agent`, which does no waiting.
+speaks with it from another thread. What is trained next is decided in `Training`, which does no waiting.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEAVE_TIMEOUT_S = 2.0
 
 
 class _Connection:
-    """A peer (a `Peer`) with its channel, and the pidfd that tells of its end."""
+    """A `Peer` with its channel, and the pidfd that tells of its end."""
 
     __slots__ = ("channel", "id", "pidfd", "process", "rank", "ready", "role")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ from workers.messages import (
 )
 from workers.saving import Saving
 from workers.schedule import batch_rows, segments, tree_depth, tree_sum
-from workers.state import Arena, ArenaSpec, Commit
+from workers.state import Arena, ArenaSpec
 from workers.task import averages, mismatch
 from workers.validation import Validation
 
@@ -81,6 +81,28 @@ class Phase(Enum):
     ENDED = "ended"
 
 
+@dataclass(frozen=True, slots=True)
+class _Survivor:
+    """A state that was found in the arena, with what is kept beside it."""
+
+    found: Found
+    buffer: int
+    metrics: dict[str, float]
+
+
+def _survivor(arena: Arena) -> _Survivor | None:
+    """What is committed in the arena, if all that belongs to it can be read."""
+    commit = arena.committed()
+    if commit is None:
+        return None
+    try:
+        aux = arena.aux(commit.buffer)
+        found = Found(commit.attempt, commit.step, aux["fingerprint"])
+        return _Survivor(found, commit.buffer, aux["metrics"])
+    except (ValueError, KeyError):
+        return None
+
+
 class Training:
     """One node's run: its arena, its barrier, and where it stands."""
 
@@ -92,6 +114,7 @@ class Training:
         self._prepare: Prepare | None = None
         self._plan: Plan | None = None
         self._arena: Arena | None = None
+        self._survivor: _Survivor | None = None
         self._barrier = Barrier(0)
         self._phase = Phase.IDLE
         self._ticket = 0
@@ -174,25 +197,12 @@ class Training:
         self._prepare = command
         self._validation = Validation(description, command.batch_size)
         self._barrier = Barrier(num_slots)
-        commit = self._usable_commit(self._arena)
-        self._buffer = 0 if commit is None else commit.buffer
+        self._survivor = _survivor(self._arena)
+        self._buffer = 0 if self._survivor is None else self._survivor.buffer
         for peer in [*self._workers.values(), *([self._writer] if self._writer else [])]:
             self._admit(peer)
-        found: Found | None = None
-        if commit is not None:
-            found = Found(commit.attempt, commit.step, self._arena.aux(commit.buffer)["fingerprint"])
+        found = None if self._survivor is None else self._survivor.found
         self._events.append(Prepared(found, spec.nbytes))
-
-    def _usable_commit(self, arena: Arena) -> Commit | None:
-        """What is committed in the arena, if all that belongs to it can be read."""
-        found = arena.committed()
-        with suppress(ValueError, KeyError):
-            if found is not None:
-                aux = arena.aux(found.buffer)
-                self._metrics = aux["metrics"]
-                _ = aux["fingerprint"]
-                return found
-        return None
 
     def _restore(self, attempt: int, url: str, directory: str) -> None:
         if self._writer is None:
@@ -206,9 +216,9 @@ class Training:
         self._writer.send("restore", self._target, url, directory)
 
     def _adopt(self) -> None:
-        found = self._usable_commit(self._ready_arena())
-        assert found is not None
-        self._started(found.step, found.buffer, stored=False)
+        assert self._survivor is not None
+        self._metrics = self._survivor.metrics
+        self._started(self._survivor.found.step, self._survivor.buffer, stored=False)
 
     def _started(self, step: int, buffer: int, *, stored: bool) -> None:
         self._step, self._buffer = step, buffer
