@@ -6,6 +6,7 @@
 
 VENV := .venv
 BENCH_VENV := .venv-bench
+PEERS_VENV := .venv-peers
 BIN := $(VENV)/bin
 DEMO := runs/demo
 ROUNDS ?= 5
@@ -67,8 +68,8 @@ format: $(VENV)/.installed-test ## lay the code out
 chaos: $(VENV)/.installed-test ## run the chaos tests ROUNDS times, into tests/chaos/RESULTS.md
 	$(BIN)/python tests/record.py chaos --rounds $(ROUNDS)
 
-peers: $(VENV)/.installed-test ## compare with other libraries, into tests/peers/RESULTS.md
-	$(call if_there,peers)
+peers: $(PEERS_VENV)/.installed ## compare with other libraries, into tests/peers/RESULTS.md
+	$(PEERS_VENV)/bin/python tests/record.py peers
 
 e2e: $(VENV)/.installed-test ## run jobs on a Ray cluster as users do, into tests/e2e/RESULTS.md
 	$(call if_there,e2e)
@@ -89,7 +90,7 @@ constraints: ## bring uv.lock and constraints.txt into line with pyproject.toml 
 		--no-emit-project --no-hashes --no-annotate --no-header >>constraints.txt
 
 clean: ## remove .venv, builds and caches, but no runs
-	rm -rf $(VENV) $(BENCH_VENV) build dist .*_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(PEERS_VENV) build dist .*_cache .hypothesis
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -107,5 +108,14 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 $(BENCH_VENV)/.installed: Makefile
 	@python=$$($(find_python)) && $$python -m venv $(BENCH_VENV)
 	@echo "installing the peers of the benchmarks into $(BENCH_VENV)"
-	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile numpy torch==2.13.0
+	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile \
+		numpy torch==2.13.0 jax orbax-checkpoint zarr safetensors
+	@touch $@
+
+# What the peers' tests need beside Holdfast.
+$(PEERS_VENV)/.installed: pyproject.toml constraints.txt Makefile
+	@python=$$($(find_python)) && $$python -m venv $(PEERS_VENV)
+	@echo "installing Holdfast and its peers into $(PEERS_VENV)"
+	@$(PEERS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile -c constraints.txt \
+		-e '.[test]' tensorstore
 	@touch $@

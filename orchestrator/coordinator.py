@@ -200,8 +200,8 @@ class Coordinator:
                 self._commands.append(command)
             case machine.Identify(description):
                 self._ask(self._identify, description)
-            case machine.ChooseBase(found, bad):
-                self._ask(self._choose_base, found, bad)
+            case machine.ChooseBase(found, bad, reason):
+                self._ask(self._choose_base, found, bad, reason)
             case machine.RecordBase(base):
                 self._ask(self._record_base, base)
             case machine.CommitCheckpoint(written):
@@ -241,6 +241,14 @@ class Coordinator:
     def _identify(self, description: dict[str, Any]) -> machine.Event:
         self._description = description
         ours = full_identity(self._job, self._settings.microbatches, description)
+        if not self._run.probe_exclusive():
+            self._tell(
+                Note(
+                    "storage",
+                    f"{self._settings.url} lets an object be created twice: start no other coordinator there",
+                    {},
+                )
+            )
         identity = self._run.identity() or self._run.create_identity(ours)
         for change in check_identity(identity, ours, self._settings.url):
             self._tell(Note("changed", f"the job is not quite what it was: {change}", {}))
@@ -254,8 +262,14 @@ class Coordinator:
             )
         )
 
-    def _choose_base(self, found: m.Found | None, bad: Sequence[str]) -> machine.Event:
+    def _choose_base(self, found: m.Found | None, bad: Sequence[str], reason: str) -> machine.Event:
         """The highest step on the newest line, in memory or in a checkpoint; memory breaks a tie."""
+        if bad:
+            self._quarantine(bad[-1], reason)
+        for damaged in self._run.damaged():
+            self._quarantine(damaged.directory, damaged.reason)
+            text = f"{damaged.directory} is bad, falling back: {damaged.reason}"
+            self._tell(Note("fall-back", text, {"directory": damaged.directory}))
         memory: Base | None = None
         if found is not None and self._run.stands(Base(step=found.step, attempt=found.attempt)):
             memory = Base(step=found.step, attempt=found.attempt)
@@ -274,13 +288,22 @@ class Coordinator:
         self._base_digest = entry.manifest.state_digest
         return machine.BaseChosen(self._parent, entry.directory, in_memory=False)
 
+    def _quarantine(self, directory: str, reason: str) -> None:
+        """Put a damaged checkpoint on record, if that can be done: this attempt leaves it out in any case."""
+        try:
+            self._run.quarantine(directory, reason)
+        except (StorageError, ConfigurationError) as error:
+            self._tell(Note("storage", f"{directory} could not be put into quarantine: {error}", {}))
+
     def _check_nothing_is_lost(self, bad: Sequence[str]) -> None:
         """Raise CheckpointError if a checkpoint was ever committed: starting from zero would lose the run."""
         based = self._run.based_attempts()
         tried = [
             f"{e.directory} ({e.reason or 'its content is bad'})"
             for e in self._run.entries()
-            if e.directory in bad or (e.committed and (e.status == "incomplete" or e.attempt not in based))
+            if e.directory in bad
+            or e.status == "quarantined"
+            or (e.committed and (e.status == "incomplete" or e.attempt not in based))
         ]
         if tried:
             raise CheckpointError(
@@ -310,11 +333,12 @@ class Coordinator:
                 steps=self._job.steps,
                 checkpoint_every=self._job.checkpoints.every_steps,
                 validate_every=self._job.validate_every,
+                compression=self._job.checkpoints.compression,
             )
         )
 
     def _commit(self, written: m.CheckpointWritten) -> machine.Event:
-        """Commit a checkpoint, then delete what is no longer kept."""
+        """Commit a checkpoint; old ones are deleted afterwards."""
         try:
             manifest = commit(
                 self._run,
@@ -327,16 +351,21 @@ class Coordinator:
                 counters=written.counters,
                 metrics=written.metrics,
                 fingerprint=self._description["fingerprint"],
+                compression=self._job.checkpoints.compression,
             )
         except HoldfastError as error:
             return machine.CommitFailed(written.step, error)
         self._parent = Base(step=written.step, attempt=self._attempt.number)
-        if self._job.checkpoints.keep is not None:
-            try:
-                self._run.retain(self._job.checkpoints.keep)
-            except StorageError as error:
-                self._tell(Note("retention-failed", f"old checkpoints could not be deleted: {error}", {}))
+        self._storage.submit(self._tidy)
         return machine.Committed(written.step, manifest.state_digest)
+
+    def _tidy(self) -> None:
+        """Delete what is no longer kept, and what earlier attempts have left behind."""
+        try:
+            self._run.retain(self._job.checkpoints.retention, self._attempt)
+            self._run.collect()
+        except HoldfastError as error:
+            self._tell(Note("retention-failed", f"old checkpoints could not be deleted: {error}", {}))
 
     # -- signs of life ----------------------------------------------------------------------------------
 

@@ -70,9 +70,9 @@ def check_arrays(identity: Mapping[str, Any], arrays: Sequence[StateArray], url:
     stored = {array["name"]: StateArray.from_json(array) for array in identity["arrays"]}
     here = {array.name: array for array in arrays}
     for name in here.keys() & stored.keys():
-        difference = stored[name].layout.difference(here[name].layout)
-        if difference:
-            difference = difference.replace(" there", " in this job").replace(" here", " in the run")
+        differences = stored[name].layout.differences(here[name].layout)
+        if differences:
+            difference = differences[0].replace(" there", " in this job").replace(" here", " in the run")
             raise _differs(url, f"the layout of the model: {difference}")
     if stored.keys() != here.keys():
         raise _differs(url, f"the state is {', '.join(stored)} there and {', '.join(here)} here")

@@ -153,6 +153,8 @@ class ChooseBase:
 
     found_in_memory: m.Found | None
     bad: tuple[str, ...]
+    reason: str = ""
+    """What is wrong with the last of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +339,7 @@ def _fall_back(state: State, directory: str, error: Exception) -> tuple[State, l
     note = Note("fall-back", f"{directory} is bad, falling back: {error}", {"directory": directory})
     return (
         replace(state, phase=Phase.PREPARING, bad=bad),
-        [note, ChooseBase(state.found_in_memory, bad)],
+        [note, ChooseBase(state.found_in_memory, bad, str(error))],
     )
 
 

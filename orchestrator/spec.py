@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from storage.errors import ConfigurationError
+from storage.retention import Retention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +34,44 @@ class Checkpoints:
     keep: int | None = 3
     """Newest checkpoints that are kept. None: all."""
 
+    keep_every_steps: int | None = None
+    """Checkpoints whose step is a multiple of it are kept too."""
+
+    keep_every_hours: float | None = None
+    """One checkpoint in so many hours is kept too."""
+
+    keep_best: int | None = None
+    """So many of the best by `best_metric` are kept too."""
+
+    best_metric: str = "loss"
+    """A metric that the job reports, such as "val_loss"."""
+
+    best_mode: Literal["min", "max"] = "min"
+    """Whether the best has the lowest or the highest value."""
+
+    compression: Literal["zstd"] | None = None
+    """How checkpoints are compressed."""
+
     def __post_init__(self) -> None:
         _positive("Checkpoints", "every_steps", self.every_steps, optional=True)
-        _positive("Checkpoints", "keep", self.keep, optional=True)
+        try:
+            self.retention  # noqa: B018 - it checks what it is made of
+        except ConfigurationError as error:
+            raise ConfigurationError(f"Checkpoints.{error}") from None
+        if self.compression not in ("zstd", None):
+            raise ConfigurationError(f'Checkpoints(compression={self.compression!r}): give "zstd" or None')
+
+    @property
+    def retention(self) -> Retention:
+        """Which checkpoints are kept."""
+        return Retention(
+            keep=self.keep,
+            keep_every_steps=self.keep_every_steps,
+            keep_every_hours=self.keep_every_hours,
+            keep_best=self.keep_best,
+            best_metric=self.best_metric,
+            best_mode=self.best_mode,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

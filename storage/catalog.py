@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from storage.manifest import MANIFEST, Base, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 CHECKPOINTS = "checkpoints"
 ATTEMPTS = "attempts"
 JOURNAL = "journal"
+QUARANTINE = "quarantine"
+PINS = "pins"
+VERIFIED = "verified"
 
 Chain: TypeAlias = tuple[Base, ...]
 """The line of history an attempt stands on: for each earlier attempt the last step that counts, in order."""
 
-Status: TypeAlias = Literal["latest", "complete", "incomplete", "invalid"]
+Status: TypeAlias = Literal["latest", "complete", "incomplete", "invalid", "quarantined"]
 
 _DIRECTORY = re.compile(rf"{CHECKPOINTS}/step-(\d{{12}})-a(\d{{8}})-([0-9a-f]{{8,32}})")
 _ATTEMPT = re.compile(rf"{ATTEMPTS}/(\d{{8}})-([0-9a-f]{{8,32}})(\.base|\.alive)?\.json")
@@ -97,8 +100,21 @@ def journals(keys: Iterable[str]) -> list[str]:
     return sorted(key for key in keys if _JOURNAL.fullmatch(key))
 
 
+def record_key(kind: str, directory: str) -> str:
+    """Key of what is on record about a checkpoint; `kind` is QUARANTINE, PINS or VERIFIED."""
+    if not _DIRECTORY.fullmatch(directory):
+        raise ValueError(f"{directory!r} is not the directory of a checkpoint")
+    return f"{kind}/{directory.removeprefix(CHECKPOINTS + '/')}.json"
+
+
+def recorded(kind: str, keys: Iterable[str]) -> set[str]:
+    """The checkpoint directories that the keys of records of a kind are about."""
+    found = (f"{CHECKPOINTS}/{key.removeprefix(kind + '/').removesuffix('.json')}" for key in keys)
+    return {directory for directory in found if _DIRECTORY.fullmatch(directory)}
+
+
 def next_attempt(keys: Iterable[str]) -> int:
-    """One above every attempt number in the keys of a run directory; 1 for a new one.
+    """One above every attempt number in the keys and directories of a run; 1 for a new one.
 
     Checkpoints and journals count too, so that a number is not used again when its claim was lost.
     """
@@ -140,16 +156,6 @@ def extend(base: Base | None, records: Mapping[int, Chain]) -> Chain | None:
     return None
 
 
-def by_directory(listing: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Sizes of the objects of each checkpoint directory, keyed relative to it, in (step, attempt) order."""
-    found: dict[str, dict[str, int]] = {}
-    for key, nbytes in listing.items():
-        parts = key.split("/", 2)
-        if len(parts) == 3 and parse_directory(f"{parts[0]}/{parts[1]}"):
-            found.setdefault(f"{parts[0]}/{parts[1]}", {})[parts[2]] = nbytes
-    return dict(sorted(found.items()))
-
-
 def incompleteness(manifest: Manifest, sizes: Mapping[str, int]) -> str:
     """Which object of the manifest is missing or has another size, in words; "" if none."""
     for key, info in manifest.objects.items():
@@ -169,8 +175,9 @@ def judge(
     chain: Chain | None,
     newest_attempt: int | None,
     run_id: str | None,
+    quarantined: bool = False,
 ) -> Entry:
-    """The entry of one directory: "complete", "incomplete" or "invalid", with the reason.
+    """The entry of one directory, with the reason where it does not count; none of them is the latest yet.
 
     `manifest` is None where it is not there or `reason` says why it cannot be read.
     """
@@ -180,6 +187,8 @@ def judge(
     status: Status = "incomplete"
     if manifest is None:
         reason = reason or (f"no {MANIFEST}: never committed" if MANIFEST not in sizes else "unreadable")
+    elif quarantined:
+        status, reason = "quarantined", "it was found damaged"
     elif (manifest.step, manifest.attempt, manifest.nonce) != named:
         reason = "its manifest belongs to another directory"
     elif reason := incompleteness(manifest, sizes):
@@ -202,11 +211,3 @@ def latest(entries: Iterable[Entry]) -> Entry | None:
     return max(
         (e for e in entries if e.status in ("complete", "latest")), key=lambda e: e.order, default=None
     )
-
-
-def to_delete(entries: Iterable[Entry], keep: int, protected: Collection[str] = ()) -> Sequence[Entry]:
-    """The valid complete entries beyond the `keep` newest, oldest first, but no protected directory."""
-    if keep < 1:
-        raise ValueError(f"keep={keep}: at least one checkpoint must be kept")
-    good = sorted((e for e in entries if e.status in ("complete", "latest")), key=lambda e: e.order)
-    return [e for e in good[:-keep] if e.directory not in protected]

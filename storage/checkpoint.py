@@ -1,30 +1,29 @@
-"""Write the shards of a checkpoint, commit it, restore it with every byte checked."""
+"""Write the shards of a checkpoint and commit it."""
 
 from __future__ import annotations
 
+import os
 import platform
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from blake3 import blake3
 
 from storage import catalog, zarr_format
-from storage.errors import (
-    CheckpointError,
-    CorruptCheckpoint,
-    IncompatibleCheckpoint,
-    ObjectMissing,
-    StorageError,
-    Superseded,
-)
-from storage.manifest import MANIFEST, ArrayInfo, Base, Manifest, ObjectInfo
-from storage.shards import BLOCK_NBYTES, Shard, check_cover
+from storage.errors import CheckpointError, ConfigurationError, StorageError, Superseded
+from storage.layout import BLOCK_NBYTES
+from storage.manifest import MANIFEST, TABLE, ArrayInfo, Base, Manifest, ObjectInfo
+from storage.objects import sizes_in
+from storage.shards import Shard, check_cover
 from storage.strict_json import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,28 +33,46 @@ if TYPE_CHECKING:
 
 directory_name = catalog.directory_name
 
-_WINDOW_CHUNKS = 8  # 32 MiB of float32 are read and checked at a time
+Compression: TypeAlias = Literal["zstd"] | None
+"""How inner chunks are compressed."""
+
+IN_FLIGHT = 2
+"""Shards that a writer writes at a time, unless it is told otherwise."""
+
+DIGEST_NBYTES = 32
+
+_ZSTD_LEVEL = 3
+
+
+def zstd_level(compression: str | None) -> int | None:
+    """The level that "zstd" stands for; ConfigurationError for any other word."""
+    if compression not in ("zstd", None):
+        raise ConfigurationError(f'compression={compression!r} is not known: give "zstd" or None')
+    return None if compression is None else _ZSTD_LEVEL
+
+
+def digests_key(array: str) -> str:
+    """Key, inside the checkpoint's directory, of the digests of an array's blocks."""
+    return f"{array}/digests"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """What one writer wrote: its objects by key, its shards, and the digests of its blocks.
 
-    `digests` holds, by array, the BLAKE3 (hex) of each 4 MiB block of the array, padding left out.
+    `digests` holds, by shard, the BLAKE3 (32 bytes) of each 4 MiB block of it, padding left out.
     """
 
     objects: dict[str, ObjectInfo]
     shards: tuple[Shard, ...]
-    digests: dict[str, dict[int, str]]
+    digests: dict[str, bytes]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values: a part travels as a message."""
         return {
             "objects": {key: info.to_json() for key, info in self.objects.items()},
             "shards": [shard.to_json() for shard in self.shards],
-            "digests": {
-                name: {str(i): d for i, d in blocks.items()} for name, blocks in self.digests.items()
-            },
+            "digests": {key: digests.hex() for key, digests in self.digests.items()},
         }
 
     @classmethod
@@ -65,7 +82,7 @@ class Part:
         return cls(
             {key: ObjectInfo.from_json(info, key) for key, info in doc["objects"].items()},
             tuple(Shard.from_json(shard) for shard in doc["shards"]),
-            {name: {int(i): str(d) for i, d in blocks.items()} for name, blocks in doc["digests"].items()},
+            {key: bytes.fromhex(digests) for key, digests in doc["digests"].items()},
         )
 
 
@@ -75,25 +92,70 @@ def write_part(
     arrays: Sequence[StateArray],
     flat: Mapping[str, NDArray[Any]],
     shards: Sequence[Shard],
+    *,
+    compression: Compression = None,
+    in_flight: int = IN_FLIGHT,
 ) -> Part:
     """Write the given shards straight from `flat`, arrays padded_length long; returns what was written.
 
-    Nothing is copied, so `flat` must not change before this returns.
+    At most `in_flight` shards are written at a time. Nothing is copied as a whole, so `flat` must not change
+    before this returns.
     """
     by_name = {array.name: array for array in arrays}
-    objects: dict[str, ObjectInfo] = {}
-    digests: dict[str, dict[int, str]] = {}
-    for shard in shards:
-        array = by_name[shard.array]
-        values = _checked(array, flat)[shard.start : shard.stop]
-        buffers = zarr_format.encode_shard(values, array.chunk, shard.uniform_length // array.chunk)
-        hasher = blake3()
-        for buffer in buffers:
-            hasher.update(buffer)
-        nbytes = store.write(f"{directory}/{shard.key}", buffers)
-        objects[shard.key] = ObjectInfo(nbytes, hasher.hexdigest())
-        digests.setdefault(array.name, {}).update(_block_digests(array, values, shard.start))
+    level = zstd_level(compression)
+
+    def elements(shard: Shard) -> NDArray[Any]:
+        return checked_buffer(by_name[shard.array], flat)[shard.start : shard.stop]
+
+    def write(shard: Shard) -> ObjectInfo:
+        encoded = _Hashed(shard, elements(shard), by_name[shard.array].chunk, level)
+        nbytes = store.write(f"{directory}/{shard.key}", encoded)
+        return ObjectInfo(nbytes, encoded.hexdigest)
+
+    def digest(shard: Shard) -> bytes:
+        return block_digests(by_name[shard.array], elements(shard), shard.start)
+
+    with (
+        ThreadPoolExecutor(max(1, in_flight), "holdfast-shard") as pool,
+        ThreadPoolExecutor(1, "holdfast-digest") as hashing,  # while the others wait for the disk
+    ):
+        written = [pool.submit(write, shard) for shard in shards]
+        digested = [hashing.submit(digest, shard) for shard in shards]
+        try:
+            objects = {shard.key: future.result() for shard, future in zip(shards, written, strict=True)}
+            digests = {shard.key: future.result() for shard, future in zip(shards, digested, strict=True)}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            hashing.shutdown(wait=False, cancel_futures=True)
+            raise
     return Part(objects, tuple(shards), digests)
+
+
+class _Hashed:
+    """The buffers of a shard object, hashed as they go by; each iteration begins anew."""
+
+    def __init__(self, shard: Shard, values: NDArray[Any], chunk: int, level: int | None) -> None:
+        self._shard = shard
+        self._values = values
+        self._chunk = chunk
+        self._level = level
+        self.hexdigest = ""
+
+    def __iter__(self) -> Iterator[memoryview | bytes]:
+        chunks = self._shard.uniform_length // self._chunk
+        hasher = blake3()
+        for buffer in zarr_format.encode_shard(self._values, self._chunk, chunks, self._level):
+            hasher.update(buffer)
+            yield buffer
+        self.hexdigest = hasher.hexdigest()
+
+
+def block_digests(array: StateArray, values: NDArray[Any], start: int) -> bytes:
+    """The BLAKE3 of each 4 MiB block in `values`, which begin at element `start`, as far as the array's
+    length.
+    """
+    data = values.view(np.uint8).data[: max(0, array.length - start) * array.itemsize]
+    return b"".join(blake3(data[at : at + BLOCK_NBYTES]).digest() for at in range(0, len(data), BLOCK_NBYTES))
 
 
 def state_digest(arrays: Sequence[StateArray], flat: Mapping[str, NDArray[Any]]) -> str:
@@ -101,16 +163,32 @@ def state_digest(arrays: Sequence[StateArray], flat: Mapping[str, NDArray[Any]])
 
     Padding does not count, so it is independent of chunks, shards and writers.
     """
-    return _combine(arrays, {a.name: _block_digests(a, flat[a.name][: a.length], 0) for a in arrays})
+    hasher = blake3()
+    for array in arrays:
+        hasher.update(block_digests(array, flat[array.name][: array.length], 0))
+    return hasher.hexdigest()
 
 
 def digest_of_parts(arrays: Sequence[StateArray], parts: Iterable[Part]) -> str:
     """The same digest from what the writers reported; CheckpointError if a block is not there."""
-    merged: dict[str, dict[int, str]] = {array.name: {} for array in arrays}
+    hasher = blake3()
+    for digests in _digests(arrays, parts).values():
+        hasher.update(digests)
+    return hasher.hexdigest()
+
+
+def _digests(arrays: Sequence[StateArray], parts: Iterable[Part]) -> dict[str, bytes]:
+    """The digests of all blocks by array, from those of its shards."""
+    found: dict[str, dict[int, bytes]] = {array.name: {} for array in arrays}
     for part in parts:
-        for name, blocks in part.digests.items():
-            merged.setdefault(name, {}).update(blocks)
-    return _combine(arrays, merged)
+        for shard in part.shards:
+            found[shard.array][shard.index] = part.digests.get(shard.key, b"")
+    joined = {name: b"".join(shards[i] for i in sorted(shards)) for name, shards in found.items()}
+    for array in arrays:
+        count = len(joined[array.name]) / DIGEST_NBYTES
+        if count != array.num_blocks:
+            raise CheckpointError(f"{array.name}: digests of {count:g} blocks, not of {array.num_blocks}")
+    return joined
 
 
 def commit(
@@ -125,6 +203,8 @@ def commit(
     counters: Mapping[str, Any],
     metrics: Mapping[str, float],
     fingerprint: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
+    compression: Compression = None,
 ) -> Manifest:
     """Make the checkpoint count: check what was written, then create its manifest.
 
@@ -142,12 +222,14 @@ def commit(
     objects = {key: info for part in parts for key, info in part.objects.items()}
     if objects.keys() != {shard.key for shard in shards}:
         raise CheckpointError(f"{directory}: the writers reported other objects than their shards")
-    digest = digest_of_parts(arrays, parts)
+    digests = _digests(arrays, parts)
 
     lengths = {shard.array: shard.uniform_length for shard in shards}
-    for key, document in zarr_format.documents(arrays, lengths).items():
-        run.store.write(f"{directory}/{key}", (document,))
-        objects[key] = ObjectInfo.of(document)
+    small = zarr_format.documents(arrays, lengths, zstd_level(compression))
+    small.update({digests_key(name): data for name, data in digests.items()})
+    for key, data in small.items():
+        run.store.write(f"{directory}/{key}", (data,))
+        objects[key] = ObjectInfo.of(data)
     manifest = Manifest(
         run_id=identity["run_id"],
         attempt=attempt.number,
@@ -156,7 +238,7 @@ def commit(
         parent=parent,
         arrays=tuple(ArrayInfo(a.name, a.dtype, a.length, a.layout.fingerprint) for a in arrays),
         objects=objects,
-        state_digest=digest,
+        state_digest=blake3(b"".join(digests.values())).hexdigest(),
         counters=dict(counters),
         metrics=dict(metrics),
         fingerprint=dict(fingerprint),
@@ -165,9 +247,14 @@ def commit(
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
+        metadata=dict(metadata or {}),
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        created_by={"host": socket.gethostname(), "pid": os.getpid()},
     )
-    data = manifest.to_bytes()
-    if reason := catalog.incompleteness(manifest, _sizes(run.store, directory)):
+    data, table = manifest.to_bytes()
+    if table is not None:
+        run.store.write(f"{directory}/{TABLE}", (table,))
+    if reason := catalog.incompleteness(manifest, sizes_in(run.store, directory)):
         raise StorageError(f"{run.store.url}/{directory}: {reason}: this checkpoint is abandoned")
     if not run.store.create(f"{directory}/{MANIFEST}", data):
         raise CheckpointError(
@@ -182,153 +269,10 @@ def commit(
     return manifest
 
 
-def restore(
-    store: Store,
-    directory: str,
-    manifest: Manifest,
-    arrays: Sequence[StateArray],
-    into: Mapping[str, NDArray[Any]],
-) -> None:
-    """In place. Fill `into`, arrays padded_length long, with the checkpoint's state and zeros behind it.
-
-    Every byte is checked: object sizes and BLAKE3, CRC-32C of each chunk, the state digest. Raises
-    CorruptCheckpoint naming the object (`into` then holds anything) or IncompatibleCheckpoint naming the
-    variable (`into` is as it was).
-    """
-    buffers = {array.name: _checked(array, into) for array in arrays}
-    _check_compatible(store, directory, manifest, arrays)
-    where = f"{store.url}/{directory}"
-    if reason := catalog.incompleteness(manifest, _sizes(store, directory)):
-        raise CorruptCheckpoint(f"{where}: {reason}")
-    lengths = {array.name: _read_document(store, directory, manifest, array.name)[1] for array in arrays}
-    expected = set(zarr_format.documents(arrays, lengths))
-    for array in arrays:
-        flat = buffers[array.name]
-        for index, start in enumerate(range(0, array.padded_length, lengths[array.name])):
-            stop = min(start + lengths[array.name], array.padded_length)
-            shard = Shard(array.name, index, start, stop, 0)
-            _read_shard(store, directory, manifest, array, shard, flat[start:stop])
-            expected.add(shard.key)
-        flat[array.length :] = 0
-    if expected != manifest.objects.keys():
-        odd = sorted(expected ^ manifest.objects.keys())[0]
-        raise CorruptCheckpoint(f"{where}: {odd} is not an object of this state, or not in the manifest")
-    for key in sorted(expected):
-        if key.endswith(zarr_format.DOCUMENT):
-            _read_object(store, directory, manifest, key)
-    if state_digest(arrays, buffers) != manifest.state_digest:
-        raise CorruptCheckpoint(f"{where}: the state does not match the manifest's state_digest")
-
-
-def _check_compatible(store: Store, directory: str, manifest: Manifest, arrays: Sequence[StateArray]) -> None:
-    wanted = {array.name: array for array in arrays}
-    stored = {info.name: info for info in manifest.arrays}
-    faults = [f"{name}: missing in the checkpoint" for name in wanted if name not in stored]
-    faults += [f"{name}: in the checkpoint, but not asked for" for name in stored if name not in wanted]
-    for name in wanted.keys() & stored.keys():
-        array, info = wanted[name], stored[name]
-        if array.dtype != info.dtype:
-            faults.append(f"{name}: dtype {array.dtype} here, {info.dtype} there")
-        if array.layout.fingerprint != info.layout:
-            there, _ = _read_document(store, directory, manifest, name)
-            faults.append(f"{name}: {array.layout.difference(there.layout) or 'layouts differ'}")
-    if not faults and [a.name for a in arrays] != [info.name for info in manifest.arrays]:
-        faults.append(f"order of arrays {list(wanted)} here, {list(stored)} there")
-    if faults:
-        raise IncompatibleCheckpoint(
-            f"{store.url}/{directory} holds another state: {'; '.join(sorted(faults))}"
-        )
-
-
-def _read_document(store: Store, directory: str, manifest: Manifest, name: str) -> tuple[StateArray, int]:
-    """An array's description and its shard length in elements."""
-    data = _read_object(store, directory, manifest, f"{name}/{zarr_format.DOCUMENT}")
-    try:
-        return zarr_format.parse_array(name, data)
-    except CorruptCheckpoint as exc:
-        raise CorruptCheckpoint(f"{store.url}/{directory}/{exc}") from exc
-
-
-def _read_object(store: Store, directory: str, manifest: Manifest, key: str) -> bytes:
-    """A small object, checked against the manifest."""
-    info = manifest.objects.get(key)
-    if info is None:
-        raise CorruptCheckpoint(f"{store.url}/{directory}: the manifest does not list {key}")
-    try:
-        data = store.read(f"{directory}/{key}", 0, info.nbytes + 1)
-    except ObjectMissing as exc:
-        raise CorruptCheckpoint(str(exc)) from exc
-    if ObjectInfo.of(data) != info:
-        raise CorruptCheckpoint(f"{store.url}/{directory}/{key} does not match the manifest's digest")
-    return data
-
-
-def _read_shard(
-    store: Store, directory: str, manifest: Manifest, array: StateArray, shard: Shard, out: NDArray[Any]
-) -> None:
-    """In place. Fill `out` from one shard object, window by window."""
-    key = f"{directory}/{shard.key}"
-    chunk_nbytes = array.chunk * array.itemsize
-    stored = chunk_nbytes + zarr_format.CRC_NBYTES
-    num_chunks, shard_chunks = len(out) // array.chunk, shard.uniform_length // array.chunk
-    nbytes = zarr_format.shard_nbytes(num_chunks, shard_chunks, chunk_nbytes)
-    info = manifest.objects.get(shard.key)
-    if info is None or info.nbytes != nbytes:
-        raise CorruptCheckpoint(f"{store.url}/{key}: the manifest does not list it with {nbytes} bytes")
-    hasher = blake3()
-
-    def read(start: int, stop: int) -> bytes:
-        data = store.read(key, start, stop)
-        if len(data) != stop - start:
-            raise CorruptCheckpoint(f"it ends at byte {start + len(data)} of {nbytes}")
-        hasher.update(data)
-        return data
-
-    try:
-        for first in range(0, num_chunks, _WINDOW_CHUNKS):
-            last = min(first + _WINDOW_CHUNKS, num_chunks)
-            data = read(first * stored, last * stored)
-            piece = out[first * array.chunk : last * array.chunk]
-            zarr_format.decode_chunks(memoryview(data), array.chunk, piece, first)
-        zarr_format.check_index(read(num_chunks * stored, nbytes), num_chunks, shard_chunks, chunk_nbytes)
-        if hasher.hexdigest() != info.blake3:
-            raise CorruptCheckpoint("it does not match the manifest's digest")  # noqa: TRY301
-    except ObjectMissing as exc:
-        raise CorruptCheckpoint(str(exc)) from exc
-    except CorruptCheckpoint as exc:
-        raise CorruptCheckpoint(f"{store.url}/{key}: {exc}") from exc
-
-
-def _checked(array: StateArray, flat: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+def checked_buffer(array: StateArray, flat: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """The buffer of an array; ValueError unless it has the array's dtype and padded length."""
     values = flat.get(array.name)
     if values is None or values.dtype != array.dtype or values.shape != (array.padded_length,):
         found = "nothing" if values is None else f"{values.dtype} of shape {values.shape}"
         raise ValueError(f"{array.name}: need {array.dtype} of shape ({array.padded_length},), got {found}")
     return values
-
-
-def _sizes(store: Store, directory: str) -> dict[str, int]:
-    return {key[len(directory) + 1 :]: nbytes for key, nbytes in store.list(directory).items()}
-
-
-def _block_digests(array: StateArray, values: NDArray[Any], start: int) -> dict[int, str]:
-    """Digests of the blocks in `values`, which begin at element `start`, as far as the array's length."""
-    block = BLOCK_NBYTES // array.itemsize
-    assert start % block == 0, (array.name, start)
-    data = values.view(np.uint8).data[: max(0, array.length - start) * array.itemsize]
-    return {
-        (start // block) + i: blake3(data[at : at + BLOCK_NBYTES]).hexdigest()
-        for i, at in enumerate(range(0, len(data), BLOCK_NBYTES))
-    }
-
-
-def _combine(arrays: Sequence[StateArray], digests: Mapping[str, Mapping[int, str]]) -> str:
-    hasher = blake3()
-    for array in arrays:
-        blocks = digests[array.name]
-        expected = range(-(-array.length * array.itemsize // BLOCK_NBYTES))
-        if blocks.keys() != set(expected):
-            raise CheckpointError(f"{array.name}: digests of {len(blocks)} blocks, not of {len(expected)}")
-        for i in expected:
-            hasher.update(bytes.fromhex(blocks[i]))
-    return hasher.hexdigest()

@@ -41,8 +41,14 @@ DTYPES = {
 }
 """Element types a state array can have, and their size in bytes."""
 
+STORED_AS = {"bfloat16": "uint16", "bool": "uint8"}
+"""Further types of variables, which arrays of these types hold bit for bit."""
+
 MAX_LENGTH = 1 << 48
 """Elements: more than any machine holds, and safe in every integer type on the way."""
+
+BLOCK_NBYTES = 4 << 20
+"""Bytes of a digest block. Shards begin at multiples of it, so no block lies in two of them."""
 
 _CHUNK_UNIT = 1024
 _MAX_NDIM = 32
@@ -74,8 +80,10 @@ class Variable:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.dtype not in DTYPES:
-            raise ValueError(f"{self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.dtype not in DTYPES and self.dtype not in STORED_AS:
+            raise ValueError(
+                f"{self.name}: dtype {self.dtype!r} is not one of {', '.join((*DTYPES, *STORED_AS))}"
+            )
         if len(self.shape) > _MAX_NDIM or any(n < 0 for n in self.shape):
             raise ValueError(f"{self.name}: bad shape {self.shape}")
         if self.offset < 0 or self.offset + self.size > MAX_LENGTH:
@@ -163,29 +171,36 @@ class Layout:
             variables.append(Variable(v["name"], v["offset"], tuple(v["shape"]), v["dtype"], v["trainable"]))
         return cls(tuple(variables), doc["length"])
 
-    def difference(self, other: Layout) -> str | None:
-        """The first thing in which `other` differs, in one line; None if they are equal."""
+    def differences(self, other: Layout) -> list[str]:
+        """Everything in which `other` differs, one line each; [] if they are equal."""
         if self == other:
-            return None
+            return []
         here = {v.name: v for v in self.variables}
         there = {v.name: v for v in other.variables}
+        found = []
         for name, v in here.items():
-            if name not in there:
-                return f"{name}: shape {v.shape} here, missing there"
+            w = there.get(name)
+            if w is None:
+                found.append(f"{name}: {v.dtype} of shape {v.shape} here, missing there")
+                continue
             for key in ("shape", "dtype", "trainable"):
-                a, b = getattr(v, key), getattr(there[name], key)
+                a, b = getattr(v, key), getattr(w, key)
                 if a != b:
-                    return f"{name}: {key} {a} here, {b} there"
-        for name, v in there.items():
-            if name not in here:
-                return f"{name}: missing here, shape {v.shape} there"
+                    found.append(f"{name}: {key} {a} here, {b} there")
+        found += [
+            f"{name}: missing here, {v.dtype} of shape {v.shape} there"
+            for name, v in there.items()
+            if name not in here
+        ]
+        if found:
+            return found
         for name, v in here.items():
             if v.offset != there[name].offset:
-                return f"{name}: offset {v.offset} here, {there[name].offset} there"
+                return [f"{name}: offset {v.offset} here, {there[name].offset} there"]
         for a, b in zip(here, there, strict=True):
             if a != b:  # empty variables can share an offset
-                return f"{a} here comes where {b} comes there"
-        return f"length {self.length} here, {other.length} there"
+                return [f"{a} here comes where {b} comes there"]
+        return [f"length {self.length} here, {other.length} there"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +240,20 @@ class StateArray:
     def itemsize(self) -> int:
         """Bytes of an element."""
         return DTYPES[self.dtype]
+
+    @property
+    def unit(self) -> int:
+        """Elements that are read, checked and given to writers as one: whole chunks and digest blocks."""
+        return max(self.chunk, BLOCK_NBYTES // self.itemsize)
+
+    @property
+    def num_blocks(self) -> int:
+        """Digest blocks of the array, padding left out."""
+        return -(-self.length * self.itemsize // BLOCK_NBYTES)
+
+    def dtype_of(self, variable: Variable) -> str:
+        """What the variable's elements are: the array's type, or what it holds bit for bit."""
+        return variable.dtype if STORED_AS.get(variable.dtype) == self.dtype else self.dtype
 
     def to_json(self) -> dict[str, Any]:
         """The array's description as JSON values."""

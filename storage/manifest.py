@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -14,13 +14,17 @@ from storage.layout import DTYPES, MAX_LENGTH, check_name
 from storage.strict_json import canonical, fields, parse, spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 """Key of the manifest inside a checkpoint's directory."""
 
-MAX_NBYTES = 16 << 20
+TABLE = "objects.json"
+"""Key of the table of objects where it would make the manifest too large to be created with one request."""
+
+MAX_NBYTES = 4 << 20
+MAX_TABLE_NBYTES = 32 << 20
 MAX_OBJECTS = 200_000
 
 _NONCE = re.compile(r"[0-9a-f]{8,32}")
@@ -103,7 +107,8 @@ class Manifest:
     """Everything a reader must know of a checkpoint.
 
     `arrays` are in the order in which `state_digest` runs over them. `counters` are JSON values that are part
-    of the state; `metrics` may be NaN or infinite.
+    of the state, `metadata` what the user adds; `metrics` may be NaN or infinite. `created_at` is the time of
+    the commit by the clock of who made it (ISO 8601), which `created_by` names.
     """
 
     run_id: str
@@ -118,6 +123,9 @@ class Manifest:
     metrics: Mapping[str, float]
     fingerprint: Mapping[str, Any]
     versions: Mapping[str, str]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    created_at: str = ""
+    created_by: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -140,20 +148,33 @@ class Manifest:
         """Bytes of all objects listed."""
         return sum(info.nbytes for info in self.objects.values())
 
-    def to_bytes(self) -> bytes:
-        """Canonical JSON with the document's own BLAKE3 as "self"; ValueError if it exceeds MAX_NBYTES."""
+    def to_bytes(self) -> tuple[bytes, bytes | None]:
+        """The document and, if it would be larger than MAX_NBYTES with it, its table of objects apart.
+
+        Canonical JSON with the document's own BLAKE3 as "self". ValueError where even that is too large.
+        """
         doc = self._to_json()
-        doc["self"] = blake3(canonical(doc)).hexdigest()
-        data = canonical(doc)
+        data, table = _signed(doc), None
         if len(data) > MAX_NBYTES:
+            table = canonical(doc["objects"])
+            data = _signed({**doc, "objects": {}, "table": ObjectInfo.of(table).to_json()})
+        if len(data) > MAX_NBYTES or len(table or b"") > MAX_TABLE_NBYTES:
             raise ValueError(f"manifest of {len(data)} bytes, more than the {MAX_NBYTES} allowed")
-        return data
+        return data, table
 
     @classmethod
-    def parse(cls, data: bytes) -> Manifest:
-        """The manifest that `to_bytes` wrote; CorruptCheckpoint names the fault of anything else."""
+    def parse(cls, data: bytes, read_table: Callable[[int], bytes] | None = None) -> Manifest:
+        """The manifest that `to_bytes` wrote; CorruptCheckpoint names the fault of anything else.
+
+        `read_table` reads the table of objects, of which at most so many bytes are wanted, where it lies
+        apart.
+        """
         try:
             doc = fields(parse(data, max_nbytes=MAX_NBYTES), "manifest", _KINDS)
+            if doc.pop("self") != blake3(canonical(doc)).hexdigest():
+                raise ValueError("its content does not match its own digest")  # noqa: TRY301
+            if doc["table"] is not None:
+                doc["objects"] = _read_table(ObjectInfo.from_json(doc["table"], "table"), read_table)
             return cls._from_json(doc)
         except ValueError as exc:
             raise CorruptCheckpoint(f"manifest: {exc}") from exc
@@ -176,13 +197,14 @@ class Manifest:
             "metrics": {name: spelled(float(x)) for name, x in self.metrics.items()},
             "fingerprint": dict(self.fingerprint),
             "versions": dict(self.versions),
+            "metadata": dict(self.metadata),
+            "created_at": self.created_at,
+            "created_by": dict(self.created_by),
+            "table": None,
         }
 
     @classmethod
     def _from_json(cls, doc: dict[str, Any]) -> Manifest:
-        digest = doc.pop("self")
-        if digest != blake3(canonical(doc)).hexdigest():
-            raise ValueError("its content does not match its own digest")
         kinds = {"name": str, "dtype": str, "length": int, "layout": str}
         arrays = tuple(ArrayInfo(**fields(a, f"array {i}", kinds)) for i, a in enumerate(doc["arrays"]))
         for name, version in doc["versions"].items():
@@ -202,6 +224,9 @@ class Manifest:
             metrics={name: _number_from_json(x, name) for name, x in doc["metrics"].items()},
             fingerprint=doc["fingerprint"],
             versions=doc["versions"],
+            metadata=doc["metadata"],
+            created_at=doc["created_at"],
+            created_by=doc["created_by"],
         )
 
 
@@ -219,8 +244,28 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "metrics": dict,
     "fingerprint": dict,
     "versions": dict,
+    "metadata": dict,
+    "created_at": str,
+    "created_by": dict,
+    "table": (dict, type(None)),
     "self": str,
 }
+
+
+def _signed(doc: dict[str, Any]) -> bytes:
+    return canonical({**doc, "self": blake3(canonical(doc)).hexdigest()})
+
+
+def _read_table(info: ObjectInfo, read: Callable[[int], bytes] | None) -> Any:
+    if info.nbytes > MAX_TABLE_NBYTES or read is None:
+        raise ValueError(f"a table of {info.nbytes} bytes, more than the {MAX_TABLE_NBYTES} allowed")
+    data = read(info.nbytes + 1)
+    if ObjectInfo.of(data) != info:
+        raise ValueError(f"{TABLE} does not match its digest")
+    table = parse(data, max_nbytes=MAX_TABLE_NBYTES)
+    if not isinstance(table, dict):
+        raise ValueError(f"{TABLE} is not an object")  # noqa: TRY004 - a fault of the document
+    return table
 
 
 def _number_from_json(x: object, name: str) -> float:

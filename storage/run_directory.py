@@ -8,6 +8,8 @@ import secrets
 import socket
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from storage import catalog
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing, StorageError
 from storage.manifest import MANIFEST, Base, Manifest
+from storage.objects import read_manifest, sizes_in
+from storage.retention import Retention, to_delete
 from storage.strict_json import canonical, fields, parse, spelled
 
 if TYPE_CHECKING:
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 IDENTITY = "run.json"
+GRACE_S = 3600.0
+"""Seconds for which what an earlier attempt may still be writing is left alone."""
+
 _CLAIM_TRIES = 20
 _BASE_KINDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
@@ -43,6 +50,15 @@ class Attempt:
     nonce: str
 
 
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A checkpoint directory that nobody can use, and why."""
+
+    directory: str
+    reason: str
+    nbytes: int
+
+
 class RunDirectory:
     """Everything a run has stored at one URL. Holds no state but caches of what never changes."""
 
@@ -50,6 +66,7 @@ class RunDirectory:
         self.store = store
         self._identity: dict[str, Any] | None = None
         self._manifests: dict[str, Manifest] = {}
+        self._complete: dict[str, Entry] = {}  # found so once, and not deleted by us since
 
     # Identity
 
@@ -104,7 +121,7 @@ class RunDirectory:
         """
         nonce = secrets.token_hex(8)
         for tries in range(_CLAIM_TRIES):
-            number = catalog.next_attempt(self.store.list())
+            number = catalog.next_attempt(self._names())
             claim = {
                 "format": FORMAT,
                 "attempt": number,
@@ -116,6 +133,7 @@ class RunDirectory:
             self.store.create(catalog.attempt_key(number, nonce), canonical(claim))
             claims = [a for a in self._attempt_files() if not a.kind]
             if [a.nonce for a in claims if a.number == number] == [nonce]:
+                self._identity = None  # it may have been replaced where creation is not exclusive
                 return Attempt(number, nonce)
             time.sleep(random.uniform(0.0, 0.01 * 2 ** min(tries, 7)))  # both may have left it to the other
         raise StorageError(
@@ -190,7 +208,13 @@ class RunDirectory:
 
     def entries(self) -> list[Entry]:
         """Every checkpoint directory with what it is worth, in (step, attempt) order."""
-        return self._entries(self.store.list(catalog.CHECKPOINTS), *self._line())
+        number, chain = self._line()
+        bad = self.on_record(catalog.QUARANTINE)
+        directories = self._directories()
+        with ThreadPoolExecutor(self.store.parallel_reads, "holdfast-list") as pool:
+            entries = list(pool.map(lambda d: self._judge(d, number, chain, bad), directories))
+        latest = catalog.latest(entries)
+        return [replace(e, status="latest") if e is latest else e for e in entries]
 
     def latest(self) -> Entry | None:
         """The checkpoint to resume from; None if there is no valid complete one."""
@@ -198,45 +222,185 @@ class RunDirectory:
 
     def candidates(self) -> Iterator[Entry]:
         """The valid complete checkpoints, newest first: the next is there to fall back to."""
-        number, chain = self._line()
-        found = catalog.by_directory(self.store.list(catalog.CHECKPOINTS))
-        named = [(catalog.parse_directory(directory), directory) for directory in found]
         is_first = True
-        for name, directory in sorted(named, reverse=True):
-            assert name is not None
-            if not catalog.is_valid(name[1], name[0], chain, number):
-                continue
-            entry = self._judge(directory, found[directory], number, chain)
+        for entry in self._newest_first():
             if entry.status == "complete":
                 yield replace(entry, status="latest") if is_first else entry
                 is_first = False
 
-    def retain(self, keep: int) -> list[str]:
-        """Delete the valid complete checkpoints beyond the `keep` newest; returns their directories.
-
-        What the newest attempt started from stays. The manifest goes first, so what a crash leaves behind is
-        incomplete.
-        """
-        listing = self.store.list(catalog.CHECKPOINTS)
+    def damaged(self) -> list[Entry]:
+        """What was committed on the newest line after the latest and is, in two listings, not whole."""
+        found = []
+        for entry in self._newest_first():
+            if entry.status == "complete":
+                break
+            if entry.committed:
+                found.append(entry.directory)
         number, chain = self._line()
-        entries = self._entries(listing, number, chain)
+        again = [self._judge(directory, number, chain, set()) for directory in found]
+        return [entry for entry in again if entry.status == "incomplete" and entry.committed]
+
+    def _newest_first(self) -> Iterator[Entry]:
+        """The checkpoints on the newest line that are not in quarantine."""
+        number, chain = self._line()
+        bad = self.on_record(catalog.QUARANTINE)
+        for directory in reversed(self._directories()):
+            step, attempt, _ = _parsed(directory)
+            if directory not in bad and catalog.is_valid(attempt, step, chain, number):
+                yield self._judge(directory, number, chain, bad)
+
+    def retain(self, retention: Retention, attempt: Attempt | None = None) -> list[str]:
+        """Delete the valid complete checkpoints that are not kept; returns their directories.
+
+        What the newest attempt started from stays, and the last verified one, and the pinned ones. The
+        manifest goes first, so what a crash leaves behind is incomplete. Nothing is deleted for an `attempt`
+        that has been superseded.
+        """
+        if retention.keep is None:
+            return []
+        number, chain = self._line()
+        bad = self.on_record(catalog.QUARANTINE)
+        entries = []
+        for directory in self._directories():
+            step, its_attempt, _ = _parsed(directory)
+            if directory not in bad and catalog.is_valid(its_attempt, step, chain, number):
+                known = self._complete.get(directory)
+                entries.append(known or self._judge(directory, number, chain, bad))
+        verified = self.on_record(catalog.VERIFIED)
         base = chain[-1] if chain else None
         protected = {e.directory for e in entries if base == Base(e.step, e.attempt)}
+        protected |= {e.directory for e in entries if e.directory in verified} and {
+            max((e for e in entries if e.directory in verified), key=lambda e: e.order).directory
+        }
+        protected |= self.on_record(catalog.PINS)
         deleted = []
-        for entry in catalog.to_delete(entries, keep, protected):
-            self.store.delete([f"{entry.directory}/{MANIFEST}"])
-            self.store.delete(key for key in listing if key.startswith(f"{entry.directory}/"))
-            self._manifests.pop(entry.directory, None)
+        for entry in to_delete(entries, retention, protected):
+            if attempt is not None and self.newest_attempt() > attempt.number:
+                break
+            self._delete(entry.directory)
             deleted.append(entry.directory)
         return deleted
 
-    def _entries(self, listing: dict[str, int], number: int | None, chain: Chain | None) -> list[Entry]:
-        found = catalog.by_directory(listing)
-        entries = [self._judge(directory, sizes, number, chain) for directory, sizes in found.items()]
-        latest = catalog.latest(entries)
-        return [replace(e, status="latest") if e is latest else e for e in entries]
+    def collect(
+        self, grace_s: float = GRACE_S, *, invalid: bool = False, dry_run: bool = False
+    ) -> list[Garbage]:
+        """Delete what earlier attempts have left incomplete, once nothing in it has changed for `grace_s`
+        seconds.
 
-    def _judge(self, directory: str, sizes: dict[str, int], number: int | None, chain: Chain | None) -> Entry:
+        With `invalid`, also their complete checkpoints that are on no line any more. Pinned ones stay. With
+        `dry_run` nothing is deleted. Returns what was found.
+        """
+        number, chain = self._line()
+        bad = self.on_record(catalog.QUARANTINE)
+        pinned = self.on_record(catalog.PINS)
+        found = []
+        directories = self._directories()
+        for directory in directories:
+            if number is None or _parsed(directory)[1] >= number or directory in pinned:
+                continue
+            if directory in self._complete and not invalid:
+                continue
+            entry = self._judge(directory, number, chain, bad)
+            unfinished = entry.status == "incomplete" and not entry.committed
+            if not unfinished and not (invalid and entry.status == "invalid"):
+                continue
+            if time.time() - self._last_change(directory) < grace_s:
+                continue
+            found.append(Garbage(directory, entry.reason, entry.nbytes))
+            if not dry_run:
+                self._delete(directory)
+        if not dry_run:
+            self._forget_records_of({*directories})
+        return found
+
+    # What is on record about checkpoints
+
+    def quarantine(self, directory: str, reason: str) -> None:
+        """Record that a checkpoint is damaged: it counts no longer."""
+        self._record(catalog.QUARANTINE, directory, {"reason": reason})
+        self._complete.pop(directory, None)
+
+    def mark_verified(self, directory: str) -> None:
+        """Record that every byte of a checkpoint was read and found right: the last such one is never
+        deleted.
+        """
+        self._record(catalog.VERIFIED, directory, {})
+
+    def pin(self, directory: str) -> None:
+        """Keep a checkpoint whatever the rules of retention say."""
+        self._record(catalog.PINS, directory, {})
+
+    def unpin(self, directory: str) -> None:
+        """Leave a checkpoint to the rules of retention again."""
+        self.store.delete([catalog.record_key(catalog.PINS, directory)])
+
+    def pins(self) -> set[str]:
+        """The directories of the pinned checkpoints."""
+        return self.on_record(catalog.PINS)
+
+    def on_record(self, kind: str) -> set[str]:
+        """The checkpoint directories that a record of this kind is about."""
+        return catalog.recorded(kind, self.store.list(kind))
+
+    def _record(self, kind: str, directory: str, content: dict[str, Any]) -> None:
+        doc = {
+            "format": FORMAT,
+            "directory": directory,
+            "at": _now(),
+            "host": socket.gethostname(),
+            **content,
+        }
+        self.store.write(catalog.record_key(kind, directory), (canonical(doc),))
+
+    def _forget_records_of(self, directories: set[str]) -> None:
+        for kind in (catalog.QUARANTINE, catalog.PINS, catalog.VERIFIED):
+            stale = self.on_record(kind) - directories
+            if stale:
+                self.store.delete([catalog.record_key(kind, directory) for directory in stale])
+
+    def probe_exclusive(self) -> bool:
+        """Whether creating a key that exists fails here, found out by trying; the store remembers it.
+
+        Where it does not, nonces and signs of life alone keep two coordinators apart.
+        """
+        key = f"probe-{secrets.token_hex(8)}.json"
+        try:
+            self.store.create(key, b'{"first":true}')
+            self.store.is_exclusive = not self.store.create(key, b'{"first":false}')
+        finally:
+            self.store.delete([key])
+        return self.store.is_exclusive
+
+    def _delete(self, directory: str) -> None:
+        self.store.delete([f"{directory}/{MANIFEST}"])
+        self.store.delete_directory(directory)
+        self._manifests.pop(directory, None)
+        self._complete.pop(directory, None)
+
+    def _last_change(self, directory: str) -> float:
+        """Unix seconds; of an object store's directory, which is nothing in itself, those of its newest
+        object.
+        """
+        times = []
+        for key in (directory, *self.store.list(directory)):
+            with suppress(StorageError, ConfigurationError):
+                times.append(self.store.modified(key))
+        return max(times, default=0.0)
+
+    def _directories(self) -> list[str]:
+        """The checkpoint directories in (step, attempt) order."""
+        return [name for name in self.store.children(catalog.CHECKPOINTS) if catalog.parse_directory(name)]
+
+    def _names(self) -> list[str]:
+        """Every name in the run that tells an attempt's number."""
+        return [
+            *self.store.list(catalog.ATTEMPTS),
+            *self.store.children(catalog.CHECKPOINTS),
+            *self.store.list(catalog.JOURNAL),
+        ]
+
+    def _judge(self, directory: str, number: int | None, chain: Chain | None, bad: set[str]) -> Entry:
+        sizes = sizes_in(self.store, directory)
         manifest, reason = None, ""
         if MANIFEST in sizes:
             try:
@@ -244,7 +408,7 @@ class RunDirectory:
             except (CorruptCheckpoint, ObjectMissing) as exc:  # missing: deleted since it was listed
                 reason = str(exc)
         identity = self.identity()
-        return catalog.judge(
+        entry = catalog.judge(
             directory,
             sizes,
             manifest,
@@ -252,11 +416,15 @@ class RunDirectory:
             chain=chain,
             newest_attempt=number,
             run_id=identity["run_id"] if identity else None,
+            quarantined=directory in bad,
         )
+        if entry.status == "complete":
+            self._complete[directory] = entry
+        return entry
 
     def _manifest(self, directory: str) -> Manifest:
         if directory not in self._manifests:
-            self._manifests[directory] = Manifest.parse(self.store.read(f"{directory}/{MANIFEST}"))
+            self._manifests[directory] = read_manifest(self.store, directory)
         return self._manifests[directory]
 
     # Signs of life and journal
@@ -297,3 +465,9 @@ class RunDirectory:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _parsed(directory: str) -> tuple[int, int, str]:
+    named = catalog.parse_directory(directory)
+    assert named is not None, directory
+    return named

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from storage.layout import StateArray
 
-BLOCK_NBYTES = 4 << 20
-"""Bytes of a digest block. Shards begin at multiples of it, so no block lies in two of them."""
-
 MAX_SHARD_NBYTES = 256 << 20
 
 
@@ -80,7 +77,7 @@ def plan(
     loads = [(0, writer) for writer in range(num_writers)]
     shards = []
     for array in arrays:
-        unit = max(array.chunk, BLOCK_NBYTES // array.itemsize)
+        unit = array.unit
         units = -(-array.padded_length // unit)
         at_most = max(1, max_shard_nbytes // (unit * array.itemsize))
         length = unit * max(1, min(at_most, units // num_writers))

@@ -9,10 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from storage.errors import ObjectMissing, StorageError
-from storage.store import ObjectStore, Store
+from storage.object_store import ObjectStore
+from storage.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 Fault: TypeAlias = Literal["before", "after", "torn"]
 """What a failing operation has done: nothing, all of it, or (a write) half of the object."""
@@ -66,6 +67,22 @@ class FaultyStore(Store):
         if fails and self.fault == "torn":
             keys = keys[: len(keys) // 2]
         self._answer(self.inner.delete(keys), fails)
+
+    def children(self, prefix: str = "") -> Sequence[str]:
+        fails = self._fails("children", prefix)
+        return self._answer(self.inner.children(prefix), fails)
+
+    def delete_directory(self, prefix: str) -> None:
+        fails = self._fails("delete_directory", prefix)
+        if fails and self.fault == "torn":
+            keys = [*self.inner.list(prefix)]
+            self.inner.delete(keys[: len(keys) // 2])
+            self._answer(None, fails)
+        self._answer(self.inner.delete_directory(prefix), fails)
+
+    def modified(self, key: str) -> float:
+        fails = self._fails("modified", key)
+        return self._answer(self.inner.modified(key), fails)
 
     def _fails(self, verb: str, key: str) -> bool:
         self.operations.append((verb, key))

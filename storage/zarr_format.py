@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from storage.layout import DTYPES, MAX_LENGTH, Layout, StateArray, Variable
 from storage.strict_json import fields, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,10 +31,14 @@ CRC_NBYTES = 4
 _ABSENT = 2**64 - 1
 _BYTES: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC: dict[str, Any] = {"name": "crc32c"}
+_ZSTD_LEVELS = range(-7, 23)
+_MIN_FRAME_NBYTES = 9  # of zstd: magic number, header, content size, one block's header
 _VARIABLE_KINDS = {"offset": int, "shape": list, "dtype": str, "trainable": bool}
 
 
-def documents(arrays: Sequence[StateArray], shard_lengths: dict[str, int]) -> dict[str, bytes]:
+def documents(
+    arrays: Sequence[StateArray], shard_lengths: Mapping[str, int], zstd_level: int | None = None
+) -> dict[str, bytes]:
     """Key and content of every zarr.json of a checkpoint: the root, groups on the way, and the arrays.
 
     `shard_lengths` are elements of a full shard by array name; an array without any shard needs none.
@@ -47,12 +52,13 @@ def documents(arrays: Sequence[StateArray], shard_lengths: dict[str, int]) -> di
         key = f"{array.name}/{DOCUMENT}"
         if key in found:
             raise ValueError(f"the array {array.name} cannot be a group too")
-        found[key] = array_document(array, shard_lengths.get(array.name, array.chunk))
+        found[key] = array_document(array, shard_lengths.get(array.name, array.chunk), zstd_level)
     return found
 
 
-def array_document(array: StateArray, shard_length: int) -> bytes:
+def array_document(array: StateArray, shard_length: int, zstd_level: int | None = None) -> bytes:
     """The zarr.json of a state array; its attributes hold the table of variables, in layout order."""
+    codecs = [_BYTES, _CRC] if zstd_level is None else [_BYTES, _zstd(zstd_level), _CRC]
     doc = {
         "zarr_format": 3,
         "node_type": "array",
@@ -66,7 +72,7 @@ def array_document(array: StateArray, shard_length: int) -> bytes:
                 "name": "sharding_indexed",
                 "configuration": {
                     "chunk_shape": [array.chunk],
-                    "codecs": [_BYTES, _CRC],
+                    "codecs": codecs,
                     "index_codecs": [_BYTES, _CRC],
                     "index_location": "end",
                 },
@@ -87,8 +93,84 @@ def array_document(array: StateArray, shard_length: int) -> bytes:
     return json.dumps(doc, indent=1).encode()
 
 
-def parse_array(name: str, data: bytes) -> tuple[StateArray, int]:
-    """The array that `array_document` described, and its shard length; else CorruptCheckpoint."""
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """How an array is stored: elements of a full shard, and the zstd level if its chunks are compressed."""
+
+    array: StateArray
+    shard_length: int
+    zstd_level: int | None = None
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """Bytes of an inner chunk in memory."""
+        return self.array.chunk * self.array.itemsize
+
+    @property
+    def shard_chunks(self) -> int:
+        """Inner chunks of a full shard, which is how many its index lists."""
+        return self.shard_length // self.array.chunk
+
+    @property
+    def index_nbytes(self) -> int:
+        """Bytes of the index at the end of each shard, its CRC included."""
+        return 16 * self.shard_chunks + CRC_NBYTES
+
+    @property
+    def num_shards(self) -> int:
+        """Shard objects of the array."""
+        return -(-self.array.padded_length // self.shard_length)
+
+    def shard_key(self, index: int) -> str:
+        """Key of a shard object inside the checkpoint's directory."""
+        return f"{self.array.name}/c/{index}"
+
+    def num_chunks(self, index: int) -> int:
+        """Inner chunks that a shard holds; the last one may be shorter."""
+        rest = self.array.padded_length - index * self.shard_length
+        return min(rest, self.shard_length) // self.array.chunk
+
+    def check_nbytes(self, index: int, nbytes: int) -> None:
+        """Raise CorruptCheckpoint if a shard object cannot be of this size; before anything is allocated."""
+        num_chunks = self.num_chunks(index)
+        exact = num_chunks * (self.chunk_nbytes + CRC_NBYTES) + self.index_nbytes
+        least = num_chunks * (_MIN_FRAME_NBYTES + CRC_NBYTES) + self.index_nbytes
+        if nbytes != exact if self.zstd_level is None else nbytes < least:
+            raise CorruptCheckpoint(f"{self.shard_key(index)} cannot hold its chunks in {nbytes} bytes")
+
+    def chunk_range(self, index: int, entries: NDArray[np.uint64] | None, chunk: int) -> tuple[int, int]:
+        """Where in a shard object an inner chunk lies with its CRC; `entries` are the index of a compressed
+        one.
+        """
+        if entries is None:
+            stored = self.chunk_nbytes + CRC_NBYTES
+            return chunk * stored, (chunk + 1) * stored
+        start, nbytes = (int(x) for x in entries[chunk])
+        return start, start + nbytes
+
+    def parse_index(self, index: int, data: bytes, shard_nbytes: int) -> NDArray[np.uint64]:
+        """(offset, stored bytes) of each chunk from the index at the end of a shard object.
+
+        Raises CorruptCheckpoint unless it lists its chunks one behind the other from the start of the object
+        to the index itself, and each as large as it can be.
+        """
+        body, crc = data[:-CRC_NBYTES], data[-CRC_NBYTES:]
+        if crc32c(body).to_bytes(CRC_NBYTES, "little") != crc:
+            raise CorruptCheckpoint("the index does not match its CRC")
+        num_chunks = self.num_chunks(index)
+        entries = np.frombuffer(body, dtype="<u8").reshape(-1, 2)
+        sizes = entries[:num_chunks, 1].copy()
+        if self.zstd_level is None:
+            sizes[:] = self.chunk_nbytes + CRC_NBYTES
+        elif np.any(sizes > shard_nbytes) or np.any(sizes < _MIN_FRAME_NBYTES + CRC_NBYTES):
+            raise CorruptCheckpoint("the index lists a chunk of impossible size")
+        if body != shard_index(sizes, self.shard_chunks) or int(sizes.sum()) + len(data) != shard_nbytes:
+            raise CorruptCheckpoint("the index does not list its chunks one behind the other")
+        return entries
+
+
+def parse_array(name: str, data: bytes) -> StoredArray:
+    """The array that `array_document` described, and how it is stored; else CorruptCheckpoint."""
     try:
         doc = parse(data)
         shape, grid, attributes = doc["shape"], doc["chunk_grid"], doc["attributes"]
@@ -101,15 +183,24 @@ def parse_array(name: str, data: bytes) -> tuple[StateArray, int]:
         shard_length = grid["configuration"]["chunk_shape"][0]
         if type(shard_length) is not int or not 0 < shard_length <= MAX_LENGTH or shard_length % array.chunk:
             raise ValueError(f"bad shard length {shard_length!r}")  # noqa: TRY301
-        if doc != json.loads(array_document(array, shard_length)):
+        if shard_length < array.padded_length and shard_length % array.unit:
+            raise ValueError(f"shards of {shard_length} elements cut a digest block")  # noqa: TRY301
+        codecs = doc["codecs"][0]["configuration"]["codecs"]
+        level = codecs[1]["configuration"]["level"] if len(codecs) > 2 else None
+        if level is not None and (type(level) is not int or level not in _ZSTD_LEVELS):
+            raise ValueError(f"bad zstd level {level!r}")  # noqa: TRY301
+        if doc != json.loads(array_document(array, shard_length, level)):
             raise ValueError("not as this version writes it")  # noqa: TRY301
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as exc:
         raise CorruptCheckpoint(f"{name}/{DOCUMENT}: {exc}") from exc
-    return array, shard_length
+    return StoredArray(array, shard_length, level)
 
 
-def encode_shard(values: NDArray[Any], chunk: int, shard_chunks: int) -> list[memoryview | bytes]:
-    """The buffers of a shard object: each inner chunk where it lies, its CRC-32C, and the index at the end.
+def encode_shard(
+    values: NDArray[Any], chunk: int, shard_chunks: int, zstd_level: int | None = None
+) -> Iterator[memoryview | bytes]:
+    """The buffers of a shard object: each inner chunk (where it lies, if it is not compressed) and its
+    CRC-32C, and the index at the end.
 
     `values` are whole inner chunks; the last shard of an array may hold fewer than `shard_chunks`.
     """
@@ -117,52 +208,62 @@ def encode_shard(values: NDArray[Any], chunk: int, shard_chunks: int) -> list[me
     if values.ndim != 1 or rest or not 0 < num_chunks <= shard_chunks or not values.flags.c_contiguous:
         raise ValueError(f"{len(values)} elements are not 1 to {shard_chunks} chunks of {chunk}")
     raw = values.view(np.uint8).data
-    chunk_nbytes = chunk * values.itemsize
-    buffers: list[memoryview | bytes] = []
+    nbytes = chunk * values.itemsize
+    compress = None if zstd_level is None else _compressor(zstd_level)
+    sizes = np.empty(num_chunks, dtype=np.uint64)
     for i in range(num_chunks):
-        piece = raw[i * chunk_nbytes : (i + 1) * chunk_nbytes]
-        buffers += (piece, crc32c(piece).to_bytes(CRC_NBYTES, "little"))
-    index = shard_index(num_chunks, shard_chunks, chunk_nbytes)
-    buffers += (index, crc32c(index).to_bytes(CRC_NBYTES, "little"))
-    return buffers
+        piece: memoryview | bytes = raw[i * nbytes : (i + 1) * nbytes]
+        if compress is not None:
+            piece = compress(piece)
+        sizes[i] = len(piece) + CRC_NBYTES
+        yield piece
+        yield crc32c(piece).to_bytes(CRC_NBYTES, "little")
+    index = shard_index(sizes, shard_chunks)
+    yield index
+    yield crc32c(index).to_bytes(CRC_NBYTES, "little")
 
 
-def shard_index(num_chunks: int, shard_chunks: int, chunk_nbytes: int) -> bytes:
+def shard_index(sizes: NDArray[np.uint64], shard_chunks: int) -> bytes:
     """The index, without its CRC: (offset, stored bytes) of each inner chunk, all ones for an absent one."""
     index = np.full((shard_chunks, 2), _ABSENT, dtype="<u8")
-    stored = chunk_nbytes + CRC_NBYTES
-    index[:num_chunks, 0] = np.arange(num_chunks, dtype=np.uint64) * stored
-    index[:num_chunks, 1] = stored
+    index[: len(sizes), 0] = np.cumsum(sizes, dtype=np.uint64) - sizes
+    index[: len(sizes), 1] = sizes
     return index.tobytes()
 
 
-def shard_nbytes(num_chunks: int, shard_chunks: int, chunk_nbytes: int) -> int:
-    """Size of the object that `encode_shard` makes."""
-    return num_chunks * (chunk_nbytes + CRC_NBYTES) + shard_chunks * 16 + CRC_NBYTES
+def has_crc(chunk: bytes | memoryview, crc: bytes | memoryview) -> bool:
+    """Whether `crc` is the stored CRC-32C of the stored bytes."""
+    return crc32c(chunk).to_bytes(CRC_NBYTES, "little") == crc
 
 
-def check_index(data: bytes, num_chunks: int, shard_chunks: int, chunk_nbytes: int) -> None:
-    """Raise CorruptCheckpoint unless `data` is the end of a shard: its index and the index's CRC."""
-    index, crc = data[:-CRC_NBYTES], data[-CRC_NBYTES:]
-    if crc32c(index).to_bytes(CRC_NBYTES, "little") != crc:
-        raise CorruptCheckpoint("the index does not match its CRC")
-    if index != shard_index(num_chunks, shard_chunks, chunk_nbytes):
-        raise CorruptCheckpoint("the index does not list its chunks one behind the other")
+def decompress(stored: memoryview, out: memoryview) -> None:
+    """In place. Fill `out` with what one zstd frame holds.
 
-
-def decode_chunks(data: memoryview, chunk: int, out: NDArray[Any], first: int = 0) -> None:
-    """In place. Fill `out` from stored inner chunks that lie one behind the other.
-
-    Raises CorruptCheckpoint, counting chunks from `first`, where one does not match its CRC.
+    Raises CorruptCheckpoint unless the frame itself says, before anything is unpacked, that it holds just so
+    much.
     """
-    raw = out.view(np.uint8).data
-    nbytes = chunk * out.itemsize
-    for i in range(len(out) // chunk):
-        at = i * (nbytes + CRC_NBYTES)
-        piece, crc = data[at : at + nbytes], data[at + nbytes : at + nbytes + CRC_NBYTES]
-        if crc32c(piece).to_bytes(CRC_NBYTES, "little") != crc:
-            raise CorruptCheckpoint(f"inner chunk {first + i} does not match its CRC")
-        raw[i * nbytes : (i + 1) * nbytes] = piece
+    import zstandard
+
+    try:
+        size = zstandard.get_frame_parameters(stored).content_size
+        if size != len(out):
+            raise CorruptCheckpoint(f"a zstd frame of {size} bytes where a chunk has {len(out)}")
+        data = zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+    except zstandard.ZstdError as exc:
+        raise CorruptCheckpoint(f"no zstd frame: {exc}") from exc
+    if len(data) != len(out):
+        raise CorruptCheckpoint(f"a zstd frame held {len(data)} bytes and not {len(out)}")
+    out[:] = data
+
+
+def _compressor(level: int) -> Callable[[memoryview | bytes], bytes]:
+    import zstandard
+
+    return zstandard.ZstdCompressor(level=level, write_content_size=True).compress
+
+
+def _zstd(level: int) -> dict[str, Any]:
+    return {"name": "zstd", "configuration": {"level": level, "checksum": False}}
 
 
 def _group() -> bytes:

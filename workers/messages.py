@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from storage.checkpoint import Part
+    from storage.checkpoint import Compression, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,7 @@ class Plan:
     steps: int
     checkpoint_every: int | None
     validate_every: int | None
+    compression: Compression = None
 
 
 # -- commands -------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 
-from storage.checkpoint import restore, write_part
+from storage.checkpoint import Compression, write_part
 from storage.errors import HoldfastError
-from storage.manifest import MANIFEST, Manifest
+from storage.objects import read_manifest
+from storage.reader import restore
 from storage.shards import plan
 from storage.store import open_store
 from workers.channel import Channel, connect
@@ -57,18 +58,26 @@ def _serve(channel: Channel, fault: Fault | None) -> None:
 
 
 def _write(
-    channel: Channel, arena: Arena, fault: Fault | None, buffer: int, step: int, url: str, directory: str
+    channel: Channel,
+    arena: Arena,
+    fault: Fault | None,
+    buffer: int,
+    step: int,
+    url: str,
+    directory: str,
+    compression: Compression,
 ) -> None:
     _strike(fault, step, "before")
     shards = plan(arena.spec.arrays, 1)
-    part = write_part(open_store(url), directory, arena.spec.arrays, arena.buffers[buffer], shards)
+    flat = arena.buffers[buffer]
+    part = write_part(open_store(url), directory, arena.spec.arrays, flat, shards, compression=compression)
     _strike(fault, step, "after")
     channel.send("written", step, part, directory)
 
 
 def _restore(channel: Channel, arena: Arena, buffer: int, url: str, directory: str) -> None:
     store = open_store(url)
-    manifest = Manifest.parse(store.read(f"{directory}/{MANIFEST}"))
+    manifest = read_manifest(store, directory)
     restore(store, directory, manifest, arena.spec.arrays, arena.buffers[buffer])
     channel.send("restored", manifest.step, manifest.metrics)
 

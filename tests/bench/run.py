@@ -1,9 +1,9 @@
 """Times what users wait for, and writes RESULTS.md. Run by hand on a machine that does nothing else.
 
-    python tests/bench/run.py [--only NAME ...] [--peer-python PYTHON] [--tiny]
+    python tests/bench/run.py [--only NAME ...] [--peer-python PYTHON] [--dir DIR] [--tiny]
 
-The peer needs PyTorch, in an environment of its own whose interpreter is `--peer-python`, and its script
-`peers/torch_ddp.py` below the reference data (REFERENCE_DATA); without them the ratio is left out.
+The peers need an environment of their own whose interpreter is `--peer-python`, and the scripts in `peers/`
+below the reference data (REFERENCE_DATA); without them the ratios are left out.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import checkpoint as bench_checkpoint  # noqa: E402
+
 ROOT = HERE.parent.parent
 LIMIT_S = 300
 
@@ -229,10 +233,24 @@ def peer_step_ms(command: list[str]) -> float:
     return float(next(row["value"] for row in rows if row.get("stat") == "median"))
 
 
+def checkpoint_files(place: Path, options: argparse.Namespace) -> Rows:
+    """600 MB of state to the local disk, CRC, BLAKE3 and fsync on, and back into new memory; medians."""
+    rounds, params = (1, 240_000) if options.tiny else (5, 50_000_000)
+    found = bench_checkpoint.measure(rounds, params, place, options.peer_python)
+    return bench_checkpoint.rows(found)
+
+
+def catalog(place: Path, options: argparse.Namespace) -> Rows:
+    """10 TB of state, 4,096 writers, 10,000 checkpoints: what a coordinator computes at its start."""
+    return bench_checkpoint.scale_rows()
+
+
 BENCHMARKS = {
     "step-time": step_time,
     "recovery": recovery,
     "checkpoint-stall": checkpoint_stall,
+    "checkpoint": checkpoint_files,
+    "catalog": catalog,
     "first-step": first_step,
 }
 
@@ -244,10 +262,11 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--peer-python", help="interpreter of an environment with PyTorch")
+    parser.add_argument("--dir", help="where to write: the disk that is measured")
     parser.add_argument("--tiny", action="store_true", help="only see that everything runs; writes nothing")
     options = parser.parse_args()
     sections = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.dir) as folder:
         for name in options.only:
             rows = BENCHMARKS[name](Path(folder), options)
             description = (BENCHMARKS[name].__doc__ or "").strip()

@@ -12,7 +12,9 @@ BENCH = Path(__file__).resolve().parents[1] / "bench" / "run.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["step-time", "recovery", "checkpoint-stall", "first-step"])
+@pytest.mark.parametrize(
+    "name", ["step-time", "recovery", "checkpoint-stall", "checkpoint", "catalog", "first-step"]
+)
 def test_a_benchmark_runs(name: str) -> None:
     command = [sys.executable, str(BENCH), "--tiny", "--only", name]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)

@@ -177,7 +177,7 @@ class Player:
             self.said.append(("done", ticket, item, evaluated(self.state(buffer)[0], item)))
         self.next()
 
-    def write(self, buffer: int, step: int, url: str, directory: str) -> None:
+    def write(self, buffer: int, step: int, url: str, directory: str, compression: None) -> None:
         """In two halves, with a world between them."""
         state = self.state(buffer)
         if self.half is None:
@@ -415,7 +415,7 @@ class Sim:
                 case machine.Identify():
                     prepare = m.Prepare(self.place, 0, BATCH, self.microbatches, True)
                     self.answers.append(machine.Identified(prepare))
-                case machine.ChooseBase(found, bad):
+                case machine.ChooseBase(found, bad, _):
                     self.answers.append(self.choose(found, bad))
                 case machine.RecordBase():
                     plan = m.Plan(

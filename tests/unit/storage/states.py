@@ -35,13 +35,22 @@ def new_run(store):
     return run
 
 
-def save(run, attempt, step, arrays=ARRAYS, flat=None, num_writers=1, parent=None, **kwargs):
+def save(
+    run, attempt, step, arrays=ARRAYS, flat=None, num_writers=1, parent=None, compression=None, **kwargs
+):
     """One committed checkpoint; returns its directory and manifest."""
     flat = flat or buffers(arrays, step)
     directory = directory_name(step, attempt.number, attempt.nonce)
     shards = plan(arrays, num_writers, **kwargs)
     parts = [
-        write_part(run.store, directory, arrays, flat, [s for s in shards if s.writer == writer])
+        write_part(
+            run.store,
+            directory,
+            arrays,
+            flat,
+            [s for s in shards if s.writer == writer],
+            compression=compression,
+        )
         for writer in range(num_writers)
     ]
     manifest = commit(
@@ -55,5 +64,6 @@ def save(run, attempt, step, arrays=ARRAYS, flat=None, num_writers=1, parent=Non
         counters={"epoch": 1},
         metrics={"loss": 0.5},
         fingerprint={"numpy": np.__version__},
+        compression=compression,
     )
     return directory, manifest

@@ -3,8 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import catalog
-from storage.catalog import Entry, directory_name, extend, is_valid, latest, next_attempt, to_delete
+from storage.catalog import Entry, directory_name, extend, is_valid, latest, next_attempt
+from storage.errors import ConfigurationError
 from storage.manifest import Base
+from storage.retention import Retention, to_delete
 
 NONCE = "0123456789abcdef"
 
@@ -110,12 +112,12 @@ def test_the_newest_are_never_deleted_nor_what_does_not_count(specs, keep):
         for i, (step, attempt, good) in enumerate(specs)
     ]
     good = sorted((e for e in entries if e.status == "complete"), key=lambda e: e.order)
-    deleted = to_delete(entries, keep)
+    deleted = to_delete(entries, Retention(keep=keep))
     assert list(deleted) == good[: max(0, len(good) - keep)]
     if deleted:
-        assert deleted[0] not in to_delete(entries, keep, {deleted[0].directory})
+        assert deleted[0] not in to_delete(entries, Retention(keep=keep), {deleted[0].directory})
 
 
 def test_keeping_none_is_refused():
-    with pytest.raises(ValueError, match="keep=0"):
-        to_delete([], 0)
+    with pytest.raises(ConfigurationError, match="keep=0"):
+        Retention(keep=0)

@@ -9,7 +9,6 @@ from storage.checkpoint import (
     commit,
     digest_of_parts,
     directory_name,
-    restore,
     state_digest,
     write_part,
 )
@@ -22,6 +21,7 @@ from storage.errors import (
 )
 from storage.layout import CHUNK, Layout, StateArray
 from storage.manifest import MANIFEST, Base
+from storage.reader import restore
 from storage.shards import plan
 from storage.store import open_store
 from storage.testing import FaultyStore, MemoryStore
@@ -123,7 +123,7 @@ def test_parts_travel_as_json_and_give_the_same_digest():
 def test_an_empty_state_array_is_saved_and_restored(run):
     arrays = (StateArray("params", Layout.of({})),)
     directory, manifest = save(run, run.claim_attempt(), 1, arrays, buffers(arrays))
-    assert manifest.objects.keys() == {"zarr.json", "params/zarr.json"}
+    assert manifest.objects.keys() == {"zarr.json", "params/zarr.json", "params/digests"}
     restore(run.store, directory, manifest, arrays, empty(arrays))
     assert zarr.open_group(f"{run.store.url}/{directory}", mode="r")["params"].shape == (0,)
 
@@ -278,6 +278,7 @@ def test_a_save_that_fails_at_any_operation_leaves_the_one_before_it_latest_and_
 def _num_operations():
     run = new_run(MemoryStore())
     attempt = run.claim_attempt()
+    run.identity()
     run.store = FaultyStore(run.store)
     save(run, attempt, 2)
     return len(run.store.operations)

@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from storage.catalog import attempt_key
-from storage.checkpoint import restore
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, StorageError, Superseded
 from storage.manifest import MANIFEST, Base
+from storage.reader import restore
+from storage.retention import Retention
 from storage.run_directory import RunDirectory
 from storage.store import open_store
 from storage.testing import FaultyStore, MemoryStore
@@ -192,7 +193,7 @@ def test_retention_keeps_the_newest_and_removes_the_manifest_first():
     for step in (10, 20, 30, 40):
         save(run, attempt, step)
     run.store = FaultyStore(inner)
-    deleted = run.retain(2)
+    deleted = run.retain(Retention(keep=2))
     assert [d.split("-")[1] for d in deleted] == ["000000000010", "000000000020"]
     assert steps(run) == [(30, 1, "complete"), (40, 1, "latest")]
     deletions = [keys for verb, keys in run.store.operations if verb == "delete"]
@@ -208,7 +209,7 @@ def test_retention_spares_the_base_of_the_newest_attempt_and_other_lines(store):
     run.record_base(second, Base(20, 1))
     for step in (40, 50):
         save(run, second, step)
-    run.retain(1)
+    run.retain(Retention(keep=1))
     assert steps(run) == [(20, 1, "complete"), (30, 1, "invalid"), (50, 2, "latest")]
 
 
@@ -220,7 +221,7 @@ def test_a_retention_that_dies_half_way_leaves_an_incomplete_checkpoint_at_worst
             save(run, attempt, step)
         run.store = FaultyStore(inner, fail_at, "torn")
         with contextlib.suppress(StorageError):
-            run.retain(1)
+            run.retain(Retention(keep=1))
         fresh = RunDirectory(inner)
         latest = fresh.latest()
         assert latest.step == 30

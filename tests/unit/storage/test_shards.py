@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import CheckpointError
-from storage.layout import CHUNK, Layout, StateArray
-from storage.shards import BLOCK_NBYTES, MAX_SHARD_NBYTES, Shard, check_cover, plan
+from storage.layout import BLOCK_NBYTES, CHUNK, Layout, StateArray
+from storage.shards import MAX_SHARD_NBYTES, Shard, check_cover, plan
 
 lengths = st.integers(0, 300 * CHUNK)
 dtypes = st.sampled_from(["float32", "float64", "float16", "int8"])

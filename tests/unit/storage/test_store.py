@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
-from storage import store as store_module
+from storage import file_store, object_store
 from storage.errors import ConfigurationError, MissingExtra, ObjectMissing, StorageError
-from storage.store import FileStore, ObjectStore, open_store
+from storage.file_store import FileStore
+from storage.object_store import ObjectStore
+from storage.store import open_store
 from storage.testing import FaultyStore, MemoryStore, StoreContract
 
 
@@ -57,7 +59,7 @@ def test_a_failed_write_leaves_the_old_object_and_no_scratch(tmp_path, monkeypat
     def full(fd, buffers):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_module.os, "writev", full)
+    monkeypatch.setattr(file_store.os, "writev", full)
     with pytest.raises(StorageError, match="d/k: No space left on device"):
         store.write("d/k", [b"new"])
     assert store.read("d/k") == b"old"
@@ -66,7 +68,7 @@ def test_a_failed_write_leaves_the_old_object_and_no_scratch(tmp_path, monkeypat
 
 def test_short_writes_are_carried_on(tmp_path, monkeypatch):
     real = os.writev
-    monkeypatch.setattr(store_module.os, "writev", lambda fd, buffers: real(fd, [buffers[0][:3]]))
+    monkeypatch.setattr(file_store.os, "writev", lambda fd, buffers: real(fd, [buffers[0][:3]]))
     store = open_store(str(tmp_path))
     assert store.write("k", [b"0123456789", b"", b"abcde"]) == 15
     assert store.read("k") == b"0123456789abcde"
@@ -84,8 +86,8 @@ def test_files_and_new_directories_are_flushed_before_the_name_appears(tmp_path,
         events.append(("replace", str(b)))
         real_replace(a, b)
 
-    monkeypatch.setattr(store_module.os, "fsync", fsync)
-    monkeypatch.setattr(store_module.os, "replace", replace)
+    monkeypatch.setattr(file_store.os, "fsync", fsync)
+    monkeypatch.setattr(file_store.os, "replace", replace)
     root = str(tmp_path / "run")
     open_store(root).write("d/k", [b"x"])
     names = [(what, path.replace(str(tmp_path), "")) for what, path in events]
@@ -130,6 +132,7 @@ def test_a_missing_backend_names_the_extra_to_install(monkeypatch):
 
 def test_errors_of_a_backend_are_translated_with_url_and_cause(monkeypatch):
     store = ObjectStore("memory://somewhere")
+    store.deadline_s = 0
     fs, _ = store._open()
 
     def raising(error):
@@ -172,7 +175,7 @@ def test_a_fork_gets_an_instance_of_its_own(monkeypatch):
     store = MemoryStore()
     first = store._open()[0]
     assert store._open()[0] is first
-    monkeypatch.setattr(store_module.os, "getpid", lambda: -1)
+    monkeypatch.setattr(object_store.os, "getpid", lambda: -1)
     assert store._open()[0] is not first
 
 

@@ -1,0 +1,211 @@
+"""A directory of a file system, local or mounted, where every write is made durable before it counts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from typing import TYPE_CHECKING
+
+from storage.errors import ConfigurationError
+from storage.layout import check_name
+from storage.store import Store, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+_SCRATCH = ".tmp-"  # no key may start with a dot, so scratch names are never objects
+_MAX_BUFFERS = 1024  # IOV_MAX of Linux and macOS
+_BATCH_NBYTES = 8 << 20  # written by one system call, at least
+
+
+class FileStore(Store):
+    """Objects are files; a key is a path below the store's directory."""
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        found: dict[str, int] = {}
+        top = self._path(prefix.rstrip("/")) if prefix else self.url
+
+        def refuse(exc: OSError) -> None:
+            nothing_there = isinstance(exc, FileNotFoundError)
+            if not nothing_there and not (prefix and isinstance(exc, NotADirectoryError)):
+                raise exc
+
+        with translated("list", self.url, prefix):
+            for directory, names, files in os.walk(top, onerror=refuse):
+                names[:] = [name for name in names if not name.startswith(".")]
+                for name in files:
+                    if name.startswith("."):
+                        continue
+                    path = f"{directory}/{name}"
+                    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                        found[os.path.relpath(path, self.url).replace(os.sep, "/")] = os.stat(path).st_size
+        return found
+
+    def children(self, prefix: str = "") -> Sequence[str]:
+        top = self._path(prefix.rstrip("/")) if prefix else self.url
+        below = f"{prefix.rstrip('/')}/" if prefix else ""
+        try:
+            with translated("list", self.url, prefix), os.scandir(top) as items:
+                return sorted(
+                    below + item.name for item in items if not item.name.startswith(".") and item.is_dir()
+                )
+        except ConfigurationError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return []
+            raise
+
+    def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
+        path = self._path(key)
+        with translated("read", self.url, key), open(path, "rb", buffering=0) as f:
+            if start:
+                f.seek(start)
+            if stop is None:
+                return f.readall()
+            pieces = []
+            left = stop - (start or 0)
+            while left > 0 and (piece := f.read(left)):
+                pieces.append(piece)
+                left -= len(piece)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> int:
+        path = self._path(key)
+        with translated("read", self.url, key):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return _transfer(lambda views, done: os.preadv(fd, views, start + done), buffers)
+            finally:
+                os.close(fd)
+
+    def write(self, key: str, buffers: Iterable[bytes | memoryview]) -> int:
+        path = self._path(key)
+        with translated("write", self.url, key), self._scratch(path, buffers) as (scratch, nbytes):
+            os.replace(scratch, path)
+        return nbytes
+
+    def create(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        with translated("create", self.url, key), self._scratch(path, (data,)) as (scratch, _):
+            try:
+                os.link(scratch, path)
+            except FileExistsError:
+                return False
+            os.unlink(scratch)
+        return True
+
+    def delete(self, keys: Iterable[str]) -> None:
+        paths = [self._path(key) for key in keys]
+        directories = {os.path.dirname(path) for path in paths}
+        with translated("delete", self.url, ""):
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            for directory in sorted(directories, key=len, reverse=True):
+                with contextlib.suppress(FileNotFoundError):
+                    _sync_directory(directory)
+                self._remove_empty(directory)
+
+    def delete_directory(self, prefix: str) -> None:
+        path = self._path(prefix.rstrip("/"))
+        with translated("delete", self.url, prefix), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+            _sync_directory(os.path.dirname(path))
+
+    def modified(self, key: str) -> float:
+        path = self._path(key)
+        with translated("read", self.url, key):
+            return os.stat(path).st_mtime
+
+    def _path(self, key: str) -> str:
+        check_name(key)
+        return f"{self.url}/{key}"
+
+    @contextlib.contextmanager
+    def _scratch(self, path: str, buffers: Iterable[bytes | memoryview]) -> Iterator[tuple[str, int]]:
+        """A flushed file beside `path`; the body gives it its name, which then is made durable."""
+        directory = os.path.dirname(path)
+        scratch = f"{directory}/{_SCRATCH}{uuid.uuid4().hex}"
+        fd = _create_with_directories(scratch)
+        try:
+            try:
+                nbytes = sum(
+                    _transfer(lambda views, _: os.writev(fd, views), batch) for batch in _batches(buffers)
+                )
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            yield scratch, nbytes
+            _sync_directory(directory)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(scratch)
+
+    def _remove_empty(self, directory: str) -> None:
+        """Remove `directory` and what is above it as far as it is empty, but never the store's own."""
+        with contextlib.suppress(OSError):
+            while directory.startswith(f"{self.url}/"):
+                os.rmdir(directory)
+                directory = os.path.dirname(directory)
+
+
+def _create_with_directories(path: str) -> int:
+    """A new file open for writing; its directories are made, durably, as needed."""
+    for _ in range(10):  # a concurrent delete may remove an empty directory that was just made
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        _make_directories(os.path.dirname(path))
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _make_directories(path: str) -> None:
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(missing):
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            os.mkdir(directory)
+            _sync_directory(os.path.dirname(directory))
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _batches(buffers: Iterable[bytes | memoryview]) -> Iterator[list[memoryview]]:
+    """The buffers in groups that are worth a system call, taken from their source as they are needed."""
+    batch: list[memoryview] = []
+    nbytes = 0
+    for buffer in buffers:
+        batch.append(memoryview(buffer).cast("B"))
+        nbytes += len(buffer)
+        if nbytes >= _BATCH_NBYTES or len(batch) == _MAX_BUFFERS:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+def _transfer(move: Callable[[list[memoryview], int], int], buffers: Iterable[memoryview]) -> int:
+    """Read into, or write, all the buffers with as many system calls as it takes; returns the bytes moved.
+
+    `move` is given the buffers that are left and the bytes moved so far; 0 from it is the end of the file.
+    """
+    left = [buffer for buffer in buffers if len(buffer)]
+    total = 0
+    while left:
+        moved = move(left[:_MAX_BUFFERS], total)
+        if moved == 0:
+            break
+        total += moved
+        while left and moved >= len(left[0]):
+            moved -= len(left.pop(0))
+        if moved:
+            left[0] = left[0][moved:]
+    return total
