@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from blake3 import blake3
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 _READ_NBYTES = 16 << 20  # read by a thread at a time
 _TRIES = 3
+
+
+UnitFault: TypeAlias = tuple[str, int, int]
+"""What is wrong, and with which bytes [start, stop) of the shard object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,66 +133,74 @@ class CheckpointReader:
 
     def read_unit(self, unit: Unit, out: NDArray[Any]) -> None:
         """In place. Fill `out` with the unit's elements, each chunk's CRC and block's BLAKE3 checked."""
+        faults = self._faults_twice(unit, out)
+        if faults:
+            text, start, stop = faults[0]
+            key = unit.stored.shard_key(unit.start // unit.stored.shard_length)
+            raise CorruptCheckpoint(f"{self.url}/{key}, bytes {start} to {stop}: {text}")
+
+    def faults_of(self, unit: Unit) -> list[UnitFault]:
+        """Everything that is wrong with a unit, after reading it twice: what, and with which bytes of its
+        shard.
+        """
+        return self._faults_twice(unit, np.empty(unit.stop - unit.start, unit.stored.array.dtype))
+
+    def _faults_twice(self, unit: Unit, out: NDArray[Any]) -> list[UnitFault]:
         before = None
         for _ in range(_TRIES):
-            fault, found = self._try_unit(unit, out)
-            if fault is None:
-                return
-            if found == before:
-                raise CorruptCheckpoint(f"{self.store.url}/{self.directory}/{fault}")
+            faults, found = self._try_unit(unit, out)
+            if not faults or found == before:
+                return faults
             before = found
-        raise StorageError(f"{self.url}/{fault}, and each reading gives other bytes")
+        key = unit.stored.shard_key(unit.start // unit.stored.shard_length)
+        raise StorageError(f"{self.url}/{key}: {faults[0][0]}, and each reading gives other bytes")
 
-    def _try_unit(self, unit: Unit, out: NDArray[Any]) -> tuple[str | None, bytes]:
-        """Read a unit once. What is wrong with it, or None, and a digest of what was found."""
+    def _try_unit(self, unit: Unit, out: NDArray[Any]) -> tuple[list[UnitFault], bytes]:
+        """Read a unit once. What is wrong with it, and a digest of what was found if anything is."""
         stored, chunk = unit.stored, unit.stored.array.chunk
         shard, within = divmod(unit.start, stored.shard_length)
-        key = stored.shard_key(shard)
         entries = self._index(stored, shard)
         first, last = within // chunk, (within + len(out)) // chunk
         ranges = [stored.chunk_range(shard, entries, i) for i in range(first, last)]
+        origin, end = ranges[0][0], ranges[-1][1]
         raw = out.view(np.uint8).data
         size = stored.chunk_nbytes
         pieces = [raw[i * size : (i + 1) * size] for i in range(len(ranges))]
         if entries is not None:
-            frames = bytearray(ranges[-1][1] - ranges[0][0])
-            view, origin = memoryview(frames), ranges[0][0]
-            stored_pieces = [view[a - origin : b - origin - zarr_format.CRC_NBYTES] for a, b in ranges]
-            crcs = [view[b - origin - zarr_format.CRC_NBYTES : b - origin] for _, b in ranges]
-            buffers = [view]
+            frames = memoryview(bytearray(end - origin))
+            bodies = [frames[a - origin : b - origin - zarr_format.CRC_NBYTES] for a, b in ranges]
+            crcs = [frames[b - origin - zarr_format.CRC_NBYTES : b - origin] for _, b in ranges]
+            buffers = [frames]
         else:
-            stored_pieces = pieces
+            bodies = pieces
             crcs = [memoryview(bytearray(zarr_format.CRC_NBYTES)) for _ in ranges]
             buffers = [buffer for pair in zip(pieces, crcs, strict=True) for buffer in pair]
         try:
-            count = self.store.read_into(f"{self.directory}/{key}", ranges[0][0], buffers)
+            count = self.store.read_into(f"{self.directory}/{stored.shard_key(shard)}", origin, buffers)
         except ObjectMissing:
-            return f"{key} is missing", b""
-        if count != ranges[-1][1] - ranges[0][0]:
-            return f"{key} ends at byte {ranges[0][0] + count}", str(count).encode()
-
-        def found() -> bytes:
-            hasher = blake3()
-            for buffer in buffers:
-                hasher.update(buffer)
-            return hasher.digest()
-
-        for i, (piece, crc) in enumerate(zip(stored_pieces, crcs, strict=True)):
-            where = f"{key}, bytes {ranges[i][0]} to {ranges[i][1]}: inner chunk {first + i}"
-            if not zarr_format.has_crc(piece, crc):
-                return f"{where} does not match its CRC", found()
-            if entries is not None:
+            return [("the object is missing", origin, end)], b""
+        if count != end - origin:
+            return [(f"the object ends at byte {origin + count}", origin + count, end)], str(count).encode()
+        faults: list[UnitFault] = []
+        for i, (body, crc) in enumerate(zip(bodies, crcs, strict=True)):
+            if not zarr_format.has_crc(body, crc):
+                faults.append((f"inner chunk {first + i} does not match its CRC", *ranges[i]))
+            elif entries is not None:
                 try:
-                    zarr_format.decompress(piece, pieces[i])
+                    zarr_format.decompress(body, pieces[i])
                 except CorruptCheckpoint as exc:
-                    return f"{where}: {exc}", found()
+                    faults.append((f"inner chunk {first + i}: {exc}", *ranges[i]))
         array = stored.array
         at = unit.start * array.itemsize // BLOCK_NBYTES * DIGEST_NBYTES
         digests = block_digests(array, out, unit.start)
-        if digests != self.digests[array.name][at : at + len(digests)]:
-            span = f"bytes {ranges[0][0]} to {ranges[-1][1]}"
-            return f"{key}, {span}: the elements do not match the digest of their block", found()
-        return None, b""
+        if not faults and digests != self.digests[array.name][at : at + len(digests)]:
+            faults.append(("the elements do not match the digest of their block", origin, end))
+        if not faults:
+            return [], b""
+        hasher = blake3()
+        for buffer in buffers:
+            hasher.update(buffer)
+        return faults, hasher.digest()
 
     def _index(self, stored: StoredArray, shard: int) -> NDArray[np.uint64] | None:
         """The index of a shard of compressed chunks; None where it is known without looking."""
