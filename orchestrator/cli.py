@@ -12,12 +12,14 @@ import signal
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
+from orchestrator.ckpt import ckpt
 from orchestrator.result import Result
+from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train data-parallel models on Ray; kill anything, lose nothing, end in the same bits.",
 )
-ckpt = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the checkpoints of a run.")
 app.add_typer(ckpt, name="ckpt")
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run directory: a path, or any fsspec URL.")]
@@ -50,7 +51,7 @@ def main() -> None:
         code = _fail(str(error), error.exit_code)
     except TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            _say(error.format_message())
+            say(error.format_message())
             code = 2
         else:
             code = _fail(error.format_message(), 2)
@@ -84,15 +85,15 @@ def _fail(message: str, code: int) -> int:
 def _report(status: str, error: str | None = None) -> None:
     """The result of a command that did not get as far as one, where JSON is asked for."""
     if "--json" in sys.argv:
-        _put(json.dumps(Result(run_dir=_argument("--run-dir"), status=status, error=error).to_json()))
+        put(json.dumps(Result(run_dir=_argument("--run-dir"), status=status, error=error).to_json()))
 
 
 def _complain(text: str) -> None:
     """Say what went wrong; a traceback of the user's code comes first."""
     head, _, last = text.strip().rpartition("\n")
     if head:
-        _say(head)
-    _say(f"holdfast: error: {last}")
+        say(head)
+    say(f"holdfast: error: {last}")
 
 
 def _argument(name: str) -> str:
@@ -103,22 +104,6 @@ def _argument(name: str) -> str:
         if word.startswith(name + "="):
             return word.removeprefix(name + "=")
     return ""
-
-
-def _say(text: str) -> None:
-    _print(text, sys.stderr)
-
-
-def _put(text: str) -> None:
-    _print(text, sys.stdout)
-
-
-def _print(text: str, stream: TextIO) -> None:
-    try:
-        print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        # The reader has gone, which is its right; Python would complain about it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
@@ -190,7 +175,7 @@ def run(
         result, error = execute(request, display)
     if error is not None:
         _complain(str(error))
-    _put(json.dumps(result.to_json()) if as_json else summary(result))
+    put(json.dumps(result.to_json()) if as_json else summary(result))
     if error is not None:
         return error.exit_code if isinstance(error, HoldfastError) else 1
     return EXIT_CODES[result.status]
@@ -246,51 +231,15 @@ def status(run_dir: RunDir, as_json: AsJson = False) -> int:
 
     result, beat = read_status(open_run(run_dir))
     if as_json:
-        _put(json.dumps(result.to_json()))
+        put(json.dumps(result.to_json()))
         return 0
-    _put(summary(result))
+    put(summary(result))
     if result.error:
-        _put(f"error {result.error}")
+        put(f"error {result.error}")
     if beat and result.status == "running":
-        _put(
+        put(
             f"process {beat['pid']} on {beat['host']}, {beat['workers']} workers, {beat['steps']} steps to do"
         )
-    return 0
-
-
-@ckpt.command("ls")
-def ls(run_dir: RunDir, as_json: AsJson = False) -> int:
-    """List the checkpoints of a run, oldest first, and what each is worth."""
-    from orchestrator.status import open_run
-
-    entries = open_run(run_dir).entries()
-    if as_json:
-        rows = [
-            {
-                "step": entry.step,
-                "attempt": entry.attempt,
-                "status": entry.status,
-                "reason": entry.reason,
-                "nbytes": entry.nbytes,
-                "directory": entry.directory,
-                "state_digest": entry.manifest.state_digest if entry.manifest else None,
-                "metrics": Result(run_dir="", status="", metrics=dict(entry.manifest.metrics)).to_json()[
-                    "metrics"
-                ]
-                if entry.manifest
-                else {},
-            }
-            for entry in entries
-        ]
-        _put(json.dumps(rows))
-        return 0
-    if not entries:
-        _put("no checkpoints yet")
-    for entry in entries:
-        size = f"{entry.nbytes / 1e6:>10.2f} MB"
-        reason = f"  ({entry.reason})" if entry.reason else ""
-        line = f"step {entry.step:>8}  attempt {entry.attempt:>3}  {size}  {entry.status:<10}"
-        _put(f"{line}  {entry.directory}{reason}")
     return 0
 
 
@@ -301,5 +250,5 @@ def examples() -> int:
 
     width = max(map(len, EXAMPLES))
     for name, (_, description) in EXAMPLES.items():
-        _put(f"{name:<{width}}  {description}")
+        put(f"{name:<{width}}  {description}")
     return 0

@@ -97,6 +97,11 @@ class RunDirectory:
             raise StorageError(f"{self.store.url}/{IDENTITY} was created but cannot be found")
         return standing
 
+    def copy_identity(self, identity: dict[str, Any]) -> None:
+        """Make this a copy of a run at another place, unless there is a run already."""
+        self.store.create(IDENTITY, canonical({**identity, "place_id": str(uuid.uuid4())}))
+        self._identity = None
+
     def _checked_identity(self, data: bytes) -> dict[str, Any]:
         where = f"{self.store.url}/{IDENTITY}"
         try:
@@ -161,6 +166,10 @@ class RunDirectory:
             raise CheckpointError(
                 f"{self.store.url}: step {base.step} of attempt {base.attempt} is on no recorded line"
             )
+        self.record_line(attempt, base, chain)
+
+    def record_line(self, attempt: Attempt, base: Base | None, chain: Chain) -> None:
+        """State where `attempt` goes on from and what counts before it, on a line recorded elsewhere."""
         doc = {
             "format": FORMAT,
             "attempt": attempt.number,
@@ -175,7 +184,7 @@ class RunDirectory:
 
     def stands(self, base: Base) -> bool:
         """Whether a state found elsewhere, at this step of this attempt, is on the newest line of history."""
-        number, chain = self._line()
+        number, chain = self.line()
         return catalog.is_valid(base.attempt, base.step, chain, number)
 
     def based_attempts(self) -> set[int]:
@@ -198,8 +207,8 @@ class RunDirectory:
         except ValueError as exc:
             raise CorruptCheckpoint(f"{self.store.url}/{key}: {exc}") from exc
 
-    def _line(self) -> tuple[int, Chain] | tuple[None, None]:
-        """The newest attempt that has recorded its base, and its chain."""
+    def line(self) -> tuple[int, Chain] | tuple[None, None]:
+        """The newest attempt that has recorded its base, and its chain: this decides what is valid."""
         for record in self._base_records():
             return record.number, self._read_chain(record)
         return None, None
@@ -208,7 +217,7 @@ class RunDirectory:
 
     def entries(self) -> list[Entry]:
         """Every checkpoint directory with what it is worth, in (step, attempt) order."""
-        number, chain = self._line()
+        number, chain = self.line()
         bad = self.on_record(catalog.QUARANTINE)
         directories = self._directories()
         with ThreadPoolExecutor(self.store.parallel_reads, "holdfast-list") as pool:
@@ -236,13 +245,13 @@ class RunDirectory:
                 break
             if entry.committed:
                 found.append(entry.directory)
-        number, chain = self._line()
+        number, chain = self.line()
         again = [self._judge(directory, number, chain, set()) for directory in found]
         return [entry for entry in again if entry.status == "incomplete" and entry.committed]
 
     def _newest_first(self) -> Iterator[Entry]:
         """The checkpoints on the newest line that are not in quarantine."""
-        number, chain = self._line()
+        number, chain = self.line()
         bad = self.on_record(catalog.QUARANTINE)
         for directory in reversed(self._directories()):
             step, attempt, _ = _parsed(directory)
@@ -258,7 +267,7 @@ class RunDirectory:
         """
         if retention.keep is None:
             return []
-        number, chain = self._line()
+        number, chain = self.line()
         bad = self.on_record(catalog.QUARANTINE)
         entries = []
         for directory in self._directories():
@@ -269,9 +278,7 @@ class RunDirectory:
         verified = self.on_record(catalog.VERIFIED)
         base = chain[-1] if chain else None
         protected = {e.directory for e in entries if base == Base(e.step, e.attempt)}
-        protected |= {e.directory for e in entries if e.directory in verified} and {
-            max((e for e in entries if e.directory in verified), key=lambda e: e.order).directory
-        }
+        protected |= {e.directory for e in [e for e in entries if e.directory in verified][-1:]}
         protected |= self.on_record(catalog.PINS)
         deleted = []
         for entry in to_delete(entries, retention, protected):
@@ -290,7 +297,7 @@ class RunDirectory:
         With `invalid`, also their complete checkpoints that are on no line any more. Pinned ones stay. With
         `dry_run` nothing is deleted. Returns what was found.
         """
-        number, chain = self._line()
+        number, chain = self.line()
         bad = self.on_record(catalog.QUARANTINE)
         pinned = self.on_record(catalog.PINS)
         found = []

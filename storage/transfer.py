@@ -1,0 +1,131 @@
+"""Copy a checkpoint from one place to another, so that a run can go on from it there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from storage import catalog
+from storage.address import find
+from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint
+from storage.manifest import MANIFEST, TABLE, Base, ObjectInfo
+from storage.objects import read_manifest, sizes_in
+from storage.run_directory import RunDirectory
+from storage.store import open_store
+from storage.verification import verify_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from storage.catalog import Chain
+    from storage.store import Store
+
+_PIECE_NBYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a copy did."""
+
+    url: str
+    step: int
+    nbytes: int
+    was_there: bool
+
+
+def copy(source: str, destination: str, progress: Callable[[int], None] = lambda nbytes: None) -> Copied:
+    """Copy the checkpoint at an address into the run directory at another URL.
+
+    Every object is compared with the manifest while it is read and once more where it was written; only then
+    the copy is committed and becomes the latest there. A new directory becomes a copy of the run. Memory is
+    bounded. Raises ConfigurationError if another run, or a later step, is there. `progress` is told the bytes
+    done.
+    """
+    run, store, directory = find(source)
+    manifest = read_manifest(store, directory)
+    identity = run.identity()
+    if identity is None or identity["run_id"] != manifest.run_id:
+        raise CheckpointError(f"{store.url}/{directory} does not belong to the run of {store.url}")
+    target = RunDirectory(open_store(destination))
+    there = target.identity()
+    if there is not None and there["run_id"] != manifest.run_id:
+        raise ConfigurationError(f"{destination} holds another run: copy to a new directory")
+    latest = target.latest()
+    if latest is not None and latest.step > manifest.step:
+        raise ConfigurationError(
+            f"{destination} is at step {latest.step} already: a copy of step {manifest.step} would undo that"
+        )
+    url = f"{target.store.url}/{directory}"
+    if latest is not None and latest.directory == directory:
+        report = verify_checkpoint(target.store, directory, read_data=True, progress=progress)
+        if report.faults:
+            raise CorruptCheckpoint(f"{url} is there already, and damaged: {report.faults[0]}")
+        return Copied(url, manifest.step, manifest.nbytes, was_there=True)
+    _copy_objects(store, target.store, directory, manifest.objects, progress)
+    data = store.read(f"{directory}/{MANIFEST}")
+    if TABLE in sizes_in(store, directory):
+        table = store.read(f"{directory}/{TABLE}")
+        target.store.write(f"{directory}/{TABLE}", (table,))
+    if not target.store.create(f"{directory}/{MANIFEST}", data) and (
+        target.store.read(f"{directory}/{MANIFEST}") != data
+    ):
+        raise CheckpointError(f"{url} has another manifest: copy to a new directory")
+    if read_manifest(target.store, directory) != manifest:
+        raise CorruptCheckpoint(f"{url}: its manifest is not the one that was copied")
+    base = Base(manifest.step, manifest.attempt)
+    attempt = target.claim_attempt()
+    target.record_line(attempt, base, _line_to(run, base))
+    if there is None:  # last, so that nobody starts from zero in a copy that was not finished
+        target.copy_identity(identity)
+    return Copied(url, manifest.step, manifest.nbytes, was_there=False)
+
+
+def _line_to(run: RunDirectory, base: Base) -> Chain:
+    """What counts before a checkpoint, as far as its run knows."""
+    number, chain = run.line()
+    if number is None or chain is None:
+        return (base,)
+    return catalog.extend(base, {number: chain}) or (base,)
+
+
+def _copy_objects(
+    source: Store,
+    target: Store,
+    directory: str,
+    objects: Mapping[str, ObjectInfo],
+    progress: Callable[[int], None],
+) -> None:
+    done = 0
+    for key, info in sorted(objects.items()):
+        reading = _Object(source, f"{directory}/{key}", info.nbytes)
+        target.write(f"{directory}/{key}", reading)
+        again = _Object(target, f"{directory}/{key}", info.nbytes)
+        for _ in again:
+            pass
+        for place, found in ((source, reading), (target, again)):
+            if found.hexdigest != info.blake3:
+                raise CorruptCheckpoint(
+                    f"{place.url}/{directory}/{key} does not match its digest: nothing was committed"
+                )
+        done += info.nbytes
+        progress(done)
+
+
+class _Object:
+    """The content of an object, hashed while it goes by; each iteration reads it anew."""
+
+    def __init__(self, store: Store, key: str, nbytes: int) -> None:
+        self._store = store
+        self._key = key
+        self._nbytes = nbytes
+        self.hexdigest = ""
+
+    def __iter__(self) -> Iterator[bytes]:
+        hasher = blake3()
+        for start in range(0, max(1, self._nbytes), _PIECE_NBYTES):
+            data = self._store.read(self._key, start, min(start + _PIECE_NBYTES, self._nbytes))
+            hasher.update(data)
+            yield data
+        self.hexdigest = hasher.hexdigest()
