@@ -161,7 +161,7 @@ def _shown(doc: dict[str, Any]) -> str:
         "metrics": _pairs(doc["metrics"]),
         "counters": _pairs(doc["counters"]),
         "metadata": _pairs(doc["metadata"]),
-        "size": f"{decimal(doc['nbytes'])}",
+        "size": decimal(doc["nbytes"]),
         "state digest": doc["state_digest"],
     }
     lines = [f"{name:<12}  {value}" for name, value in facts.items()]
@@ -217,8 +217,7 @@ def verify(
     else:
         for row in found:
             read = f"{decimal(row['nbytes_read'])} read"
-            verdict = f"{len(row['faults'])} FAULTS" if row["faults"] else row["status"]
-            put(f"{row['directory']}: {verdict}, {row['objects']} objects, {read}")
+            put(f"{row['directory']}: {row['status']}, {row['objects']} objects, {read}")
             for fault in row["faults"]:
                 where = "" if fault["start"] is None else f", bytes {fault['start']} to {fault['stop']}"
                 put(f"  {fault['object']}{where}: {fault['text']}")
@@ -253,7 +252,7 @@ def _verified(run: RunDirectory, report: Report, read_data: bool) -> dict[str, A
     if read_data and not report.faults:
         with suppress(HoldfastError):  # a place that can only be read keeps no record
             run.mark_verified(report.directory)
-    return {"status": "good", **report.to_json()}
+    return {"status": "damaged" if report.faults else "good", **report.to_json()}
 
 
 def _verify_all(address: str, read_data: bool, share: float | None, seed: int) -> list[dict[str, Any]]:

@@ -413,7 +413,7 @@ class RunDirectory:
             try:
                 manifest = self._manifest(directory)
             except (CorruptCheckpoint, ObjectMissing) as exc:  # missing: deleted since it was listed
-                reason = str(exc)
+                reason = str(exc).removeprefix(f"{self.store.url}/{directory}: ")
         identity = self.identity()
         entry = catalog.judge(
             directory,

@@ -58,28 +58,31 @@ def copy(source: str, destination: str, progress: Callable[[int], None] = lambda
             f"{destination} is at step {latest.step} already: a copy of step {manifest.step} would undo that"
         )
     url = f"{target.store.url}/{directory}"
-    if latest is not None and latest.directory == directory:
+    was_there = latest is not None and latest.directory == directory
+    if was_there:
         report = verify_checkpoint(target.store, directory, read_data=True, progress=progress)
         if report.faults:
             raise CorruptCheckpoint(f"{url} is there already, and damaged: {report.faults[0]}")
-        return Copied(url, manifest.step, manifest.nbytes, was_there=True)
-    _copy_objects(store, target.store, directory, manifest.objects, progress)
-    data = store.read(f"{directory}/{MANIFEST}")
-    if TABLE in sizes_in(store, directory):
-        table = store.read(f"{directory}/{TABLE}")
-        target.store.write(f"{directory}/{TABLE}", (table,))
-    if not target.store.create(f"{directory}/{MANIFEST}", data) and (
-        target.store.read(f"{directory}/{MANIFEST}") != data
-    ):
-        raise CheckpointError(f"{url} has another manifest: copy to a new directory")
-    if read_manifest(target.store, directory) != manifest:
-        raise CorruptCheckpoint(f"{url}: its manifest is not the one that was copied")
-    base = Base(manifest.step, manifest.attempt)
-    attempt = target.claim_attempt()
-    target.record_line(attempt, base, _line_to(run, base))
+    else:
+        _copy_objects(store, target.store, directory, manifest.objects, progress)
+        _copy_manifest(store, target.store, directory)
+        base = Base(manifest.step, manifest.attempt)
+        target.record_line(target.claim_attempt(), base, _line_to(run, base))
     if there is None:  # last, so that nobody starts from zero in a copy that was not finished
         target.copy_identity(identity)
-    return Copied(url, manifest.step, manifest.nbytes, was_there=False)
+    return Copied(url, manifest.step, manifest.nbytes, was_there)
+
+
+def _copy_manifest(source: Store, target: Store, directory: str) -> None:
+    """Commit the copy."""
+    if TABLE in sizes_in(source, directory):
+        target.write(f"{directory}/{TABLE}", (source.read(f"{directory}/{TABLE}"),))
+    key = f"{directory}/{MANIFEST}"
+    data = source.read(key)
+    if not target.create(key, data) and target.read(key) != data:
+        raise CheckpointError(f"{target.url}/{key} is another manifest: copy to a new directory")
+    if read_manifest(target, directory) != read_manifest(source, directory):
+        raise CorruptCheckpoint(f"{target.url}/{key} is not what was copied")
 
 
 def _line_to(run: RunDirectory, base: Base) -> Chain:
