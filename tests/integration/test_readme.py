@@ -188,4 +188,4 @@ def test_options_and_exit_codes_are_those_of_the_command(place: Place) -> None:
     known = set(re.findall(r"^  (--[a-z-]+)", place.cli("run", "--help").stdout, re.MULTILINE))
     assert told == known - {"--help"} - {"--run-dir", "--workers"}
     codes = set(re.findall(r"^\| (\d+) \|", reference, re.MULTILINE))
-    assert codes == {"0", "1", "2", "4", "75", "130"}
+    assert codes == {"0", "1", "2", "3", "4", "75", "130"}
