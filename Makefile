@@ -7,6 +7,7 @@
 VENV := .venv
 BENCH_VENV := .venv-bench
 PEERS_VENV := .venv-peers
+SERVERS := .servers
 BIN := $(VENV)/bin
 DEMO := runs/demo
 ROUNDS ?= 5
@@ -41,12 +42,14 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format chaos peers e2e bench lock constraints clean
+.PHONY: help setup servers demo test lint format chaos peers e2e bench lock constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z0-9]*\):.*## \(.*\)/make \1: \2/p' Makefile
 
 setup: $(VENV)/.installed-test ## make .venv with all that developing needs
+
+servers: $(SERVERS)/.installed ## install the storage server that npm has (needs node); pip installs the others
 
 demo: $(VENV)/.installed ## train the digits example with 2 workers on a Ray of its own
 	@[ ! -e $(DEMO) ] || echo "going on with $(DEMO), or showing its end; to begin anew: rm -r $(DEMO)"
@@ -90,7 +93,7 @@ constraints: ## bring uv.lock and constraints.txt into line with pyproject.toml 
 		--no-emit-project --no-hashes --no-annotate --no-header >>constraints.txt
 
 clean: ## remove .venv, builds and caches, but no runs
-	rm -rf $(VENV) $(BENCH_VENV) $(PEERS_VENV) build dist .*_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(SERVERS) build dist .*_cache .hypothesis
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -110,6 +113,12 @@ $(BENCH_VENV)/.installed: Makefile
 	@echo "installing the peers of the benchmarks into $(BENCH_VENV)"
 	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile \
 		numpy torch==2.13.0 jax orbax-checkpoint zarr safetensors
+	@touch $@
+
+$(SERVERS)/.installed: tests/integration/azurite/package-lock.json
+	@mkdir -p $(SERVERS)
+	@cp tests/integration/azurite/package*.json $(SERVERS)
+	@npm ci --prefix $(SERVERS) --no-fund --no-audit --silent
 	@touch $@
 
 # What the peers' tests need beside Holdfast.

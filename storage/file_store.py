@@ -113,10 +113,14 @@ class FileStore(Store):
             shutil.rmtree(path)
             _sync_directory(os.path.dirname(path))
 
-    def modified(self, key: str) -> float:
-        path = self._path(key)
-        with translated("read", self.url, key):
-            return os.stat(path).st_mtime
+    def last_change(self, prefix: str) -> float | None:
+        times = []
+        with translated("read", self.url, prefix):
+            for directory, _, files in os.walk(self._path(prefix.rstrip("/"))):
+                for path in (directory, *(f"{directory}/{name}" for name in files)):
+                    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                        times.append(os.stat(path).st_mtime)
+        return max(times, default=None)
 
     def _path(self, key: str) -> str:
         check_name(key)

@@ -64,7 +64,7 @@ class ObjectStore(Store):
                 found = _call(fs, "find", f"{root}/{prefix}".rstrip("/"), detail=True)
             except FileNotFoundError:
                 return {}
-            return dict(found)
+            return dict(found) if isinstance(found, dict) else {}  # adlfs gives a list for a single object
 
         infos, root = self._retrying("list", prefix, lambda fs, root: (find(fs, root), root))
         below = f"{root}/{prefix.rstrip('/')}/" if prefix else f"{root}/"
@@ -151,10 +151,16 @@ class ObjectStore(Store):
     def delete_directory(self, prefix: str) -> None:
         self.delete(self.list(prefix))
 
-    def modified(self, key: str) -> float:
-        check_name(key)
-        at = self._retrying("read", key, lambda fs, root: fs.modified(f"{root}/{key}"))
-        return float(at.timestamp())
+    def last_change(self, prefix: str) -> float | None:
+        def stored(key: str) -> float:
+            at = self._retrying("read", key, lambda fs, root: fs.modified(f"{root}/{key}"))
+            return float(at.timestamp())
+
+        times = []
+        for key in self.list(prefix):
+            with contextlib.suppress(ObjectMissing):  # deleted meanwhile
+                times.append(stored(key))
+        return max(times, default=None)
 
     def _retrying(self, verb: str, key: str, act: Callable[[Any, str], _T]) -> _T:
         """What `act` makes of the file system and the root's path in it, tried again while that may help."""
@@ -182,7 +188,7 @@ class ObjectStore(Store):
 
     def _is_there(self, key: str) -> bool:
         try:
-            self.read(key, 0, 1)
+            self.read(key)
         except ObjectMissing:
             return False
         return True

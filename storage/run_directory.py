@@ -9,7 +9,6 @@ import socket
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -311,7 +310,8 @@ class RunDirectory:
             unfinished = entry.status == "incomplete" and not entry.committed
             if not unfinished and not (invalid and entry.status == "invalid"):
                 continue
-            if time.time() - self._last_change(directory) < grace_s:
+            changed = self.store.last_change(directory)
+            if changed is not None and time.time() - changed < grace_s:
                 continue
             found.append(Garbage(directory, entry.reason, entry.nbytes))
             if not dry_run:
@@ -383,16 +383,6 @@ class RunDirectory:
         self.store.delete_directory(directory)
         self._manifests.pop(directory, None)
         self._complete.pop(directory, None)
-
-    def _last_change(self, directory: str) -> float:
-        """Unix seconds; of an object store's directory, which is nothing in itself, those of its newest
-        object.
-        """
-        times = []
-        for key in (directory, *self.store.list(directory)):
-            with suppress(StorageError, ConfigurationError):
-                times.append(self.store.modified(key))
-        return max(times, default=0.0)
 
     def _directories(self) -> list[str]:
         """The checkpoint directories in (step, attempt) order."""

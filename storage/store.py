@@ -22,6 +22,7 @@ _CREDENTIAL_ERRORS = {  # by name: their packages are optional
     "DefaultCredentialsError",
     "ClientAuthenticationError",
 }
+_MISSING_ERRORS = {"ResourceNotFoundError"}  # of Azure, for a container
 
 
 def open_store(url: str) -> Store:
@@ -112,8 +113,11 @@ class Store(ABC):
         """Remove everything below `prefix`, also what killed writers left there and `list` does not show."""
 
     @abstractmethod
-    def modified(self, key: str) -> float:
-        """When the object was stored, in Unix seconds of the store's clock; ObjectMissing if it is gone."""
+    def last_change(self, prefix: str) -> float | None:
+        """When anything below the directory `prefix` was last stored, in Unix seconds of the store's clock.
+
+        None where there is nothing, not even what a killed writer left.
+        """
 
 
 @contextlib.contextmanager
@@ -127,13 +131,13 @@ def translated(verb: str, url: str, key: str) -> Iterator[None]:
         yield
     except HoldfastError:
         raise
-    except FileNotFoundError as exc:
-        if verb == "read":
-            raise ObjectMissing(f"{where} does not exist") from exc
-        raise ConfigurationError(
-            f"cannot {verb} {where}: {url} does not exist or is not ready: create it"
-        ) from exc
     except Exception as exc:  # backends raise errors of packages we cannot name
+        if isinstance(exc, FileNotFoundError) or type(exc).__name__ in _MISSING_ERRORS:
+            if verb == "read":
+                raise ObjectMissing(f"{where} does not exist") from exc
+            raise ConfigurationError(
+                f"cannot {verb} {where}: {url} does not exist or is not ready: create it"
+            ) from exc
         cause = _one_line(exc)
         number = exc.errno if isinstance(exc, OSError) else None
         if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -80,9 +81,9 @@ class FaultyStore(Store):
             self._answer(None, fails)
         self._answer(self.inner.delete_directory(prefix), fails)
 
-    def modified(self, key: str) -> float:
-        fails = self._fails("modified", key)
-        return self._answer(self.inner.modified(key), fails)
+    def last_change(self, prefix: str) -> float | None:
+        fails = self._fails("last_change", prefix)
+        return self._answer(self.inner.last_change(prefix), fails)
 
     def _fails(self, verb: str, key: str) -> bool:
         self.operations.append((verb, key))
@@ -175,6 +176,39 @@ class StoreContract:
                 won = [*pool.map(partial(store.create, f"race/{i}"), data)]
                 assert won.count(True) == 1
                 assert store.read(f"race/{i}") == data[won.index(True)]
+
+    def test_children_are_the_directories_directly_below(self, store: Store) -> None:
+        for key in ("a/1/x", "a/2/y/z", "a/file", "b/1/x", "top"):
+            store.write(key, [b"x"])
+        assert [*store.children("a")] == ["a/1", "a/2"]
+        assert [*store.children("a/")] == ["a/1", "a/2"]
+        assert [*store.children()] == ["a", "b"]
+        assert [*store.children("none")] == []
+        assert [*store.children("a/1")] == []
+
+    def test_ranges_are_read_into_buffers(self, store: Store) -> None:
+        store.write("k", [bytes(range(100))])
+        first, second = bytearray(3), bytearray(4)
+        assert store.read_into("k", 10, [memoryview(first), memoryview(second)]) == 7
+        assert (bytes(first), bytes(second)) == (bytes(range(10, 13)), bytes(range(13, 17)))
+        assert store.read_into("k", 98, [memoryview(first), memoryview(second)]) == 2
+        assert bytes(first[:2]) == bytes(range(98, 100))
+        _raised(ObjectMissing, lambda: store.read_into("none", 0, [memoryview(first)]))
+
+    def test_a_directory_is_deleted_with_all_that_is_in_it(self, store: Store) -> None:
+        for key in ("a/1/x", "a/1/y/z", "a/10/x", "b"):
+            store.write(key, [b"x"])
+        store.delete_directory("a/1")
+        assert store.list() == {"a/10/x": 1, "b": 1}
+        assert [*store.children("a")] == ["a/10"]
+        store.delete_directory("a/1")
+
+    def test_the_time_of_the_last_change_is_told(self, store: Store) -> None:
+        store.write("d/e/k", [b"x"])
+        changed = store.last_change("d")
+        assert changed is not None
+        assert abs(changed - time.time()) < 3600
+        assert store.last_change("none") is None
 
     def test_deleting_is_idempotent(self, store: Store) -> None:
         store.write("a/1", [b"x"])

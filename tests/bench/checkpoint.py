@@ -218,7 +218,7 @@ class ListedStore(Store):
     def delete_directory(self, prefix: str) -> None:
         raise NotImplementedError
 
-    def modified(self, key: str) -> float:
+    def last_change(self, prefix: str) -> float | None:
         raise NotImplementedError
 
 
