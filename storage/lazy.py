@@ -61,7 +61,7 @@ class LazyArray:
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """What NumPy gives for the same index; the rows that it needs are read and no others."""
-        first, *rest = index if isinstance(index, tuple) else (index,)
+        first, *rest = (index if isinstance(index, tuple) else (index,)) or (Ellipsis,)
         if not self.shape or not isinstance(first, int | np.integer | slice):
             return np.asarray(self._rows(0, self.shape[0] if self.shape else 1).reshape(self.shape)[index])
         rows = self.shape[0]
