@@ -15,6 +15,7 @@ from storage.errors import StorageError
 from workers import messages as m
 
 EXAMPLES: dict[Any, Any] = {
+    "Compression": "zstd",
     "int": 3,
     "bool": True,
     "str": "text",
