@@ -21,8 +21,9 @@ def run(
     job: Job,
     run_dir: str | os.PathLike[str],
     *,
-    workers: int,
+    workers: int | tuple[int, int],
     runtime: str = "ray",
+    nodes: int = 1,
     address: str | None = None,
     cpus_per_worker: float = 1.0,
     take_over: bool = False,
@@ -31,7 +32,7 @@ def run(
     """Train a job to its end in a run directory at any fsspec URL; again, to go on where it stopped.
 
     `runtime` is "ray" (at `address`, else RAY_ADDRESS, else a local Ray) or "process" (subprocesses of this
-    machine). Progress goes to standard error unless `observer` is given.
+    machine, in `nodes` groups of their own memory). `workers` may be (fewest, most). Progress goes to standard error unless `observer` is given.
 
     Returns how the run stands: done, or preempted or interrupted by a signal, with a checkpoint. Raises an
     error of `storage.errors` if the job failed or could not begin.
@@ -45,6 +46,7 @@ def run(
         source=by_value(job),
         run_dir=os.fspath(run_dir),
         workers=workers,
+        nodes=nodes,
         runtime=runtime,
         address=address,
         cpus_per_worker=cpus_per_worker,

@@ -129,7 +129,12 @@ def run(
     run_dir: Annotated[
         str, typer.Option("--run-dir", metavar="URL", help="Where the run is kept: any fsspec URL.")
     ],
-    workers: Annotated[int, typer.Option("--workers", metavar="N", help="Workers to train with.")],
+    workers: Annotated[
+        str,
+        typer.Option(
+            "--workers", metavar="N | MIN:MAX", help="Workers to train with, or the fewest and most."
+        ),
+    ],
     cpus_per_worker: Annotated[
         float, typer.Option(metavar="C", help="CPUs that Ray reserves for each.")
     ] = 1.0,
@@ -144,6 +149,11 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
     ] = None,
+    nodes: Annotated[int, typer.Option(help="Nodes to play with --runtime process.")] = 1,
+    grace_period: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Seconds between SIGTERM and the end, if a checkpoint must fit in."),
+    ] = None,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Go on although another seems to work.")
     ] = False,
@@ -153,6 +163,11 @@ def run(
 
     holdfast run digits --run-dir runs/digits --workers 2
     """
+    from orchestrator import succession
+
+    wanted = _workers(workers)
+    if not succession.inherit():
+        return succession.supervise()
     from orchestrator.display import make_display
     from orchestrator.execution import Request, execute
     from orchestrator.jobs import JobSource, by_file
@@ -165,7 +180,9 @@ def run(
         job=job,
         source=by_file(source),
         run_dir=run_dir,
-        workers=workers,
+        workers=wanted,
+        nodes=nodes,
+        grace_s=grace_period,
         runtime=runtime,
         address=address,
         cpus_per_worker=cpus_per_worker,
@@ -179,6 +196,15 @@ def run(
     if error is not None:
         return error.exit_code if isinstance(error, HoldfastError) else 1
     return EXIT_CODES[result.status]
+
+
+def _workers(text: str) -> tuple[int, int]:
+    """The fewest and the most workers that `N` or `MIN:MAX` asks for."""
+    least, colon, most = text.partition(":")
+    try:
+        return int(least), int(most if colon else least)
+    except ValueError:
+        raise ConfigurationError(f"--workers {text}: give a whole number, or MIN:MAX") from None
 
 
 def _pairs(settings: list[str]) -> dict[str, str]:

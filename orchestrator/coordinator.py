@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, assert_never
 
+from orchestrator import events as e
 from orchestrator import machine
+from orchestrator.events import Note, Status
 from orchestrator.identity import check_identity, full_identity
 from orchestrator.life import own_life
-from orchestrator.machine import Note, Phase, State, Status
+from orchestrator.machine import Phase, State
 from storage.checkpoint import commit
 from storage.errors import CheckpointError, ConfigurationError, HoldfastError, StorageError
 from storage.layout import StateArray
@@ -22,7 +24,7 @@ from workers import fingerprint
 from workers import messages as m
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from orchestrator.runtime import Runtime
     from orchestrator.spec import Job
@@ -34,6 +36,11 @@ P = ParamSpec("P")
 POLL_S = 0.1
 BEAT_S = 5.0
 WAITING_S = 15.0
+PLACES_S = 1.0
+"""Seconds between two looks at which nodes there are."""
+
+GATHER_S = 20.0
+"""Seconds after which nodes that are not there yet are not waited for any longer: they join later."""
 
 
 class Observer(Protocol):
@@ -62,8 +69,12 @@ class Settings:
     """What an attempt needs to know besides the job."""
 
     url: str
-    num_workers: int
+    least: int
+    most: int
     microbatches: int
+    token: str = ""
+    grace_s: float | None = None
+    """Seconds from SIGTERM to the end of this process."""
 
 
 class Coordinator:
@@ -79,6 +90,7 @@ class Coordinator:
         totals: Totals,
         observer: Observer,
         signalled: Callable[[], Status | None],
+        recover: Callable[[Totals, Exception], tuple[Totals, float | None]],
     ) -> None:
         self._job = job
         self._settings = settings
@@ -87,11 +99,17 @@ class Coordinator:
         self._runtime = runtime
         self._observer = observer
         self._signalled = signalled
+        self._recover = recover
+        self._returning: list[tuple[float, int]] = []  # (when, lost node that may be started again)
+        self._places: dict[int, e.Place] = {}
+        self._looked_at = 0.0
+        self._progresses: dict[int, m.Progress] = {}
+        self._processes: dict[tuple[int, str, int], int] = {}  # (node, role, rank) -> pid
         self.totals = totals
         self.state = State()
-        self._events: deque[machine.Event] = deque()
-        self._commands: list[m.Command] = []
-        self._answers: list[Future[machine.Event]] = []
+        self._events: deque[e.Event] = deque()
+        self._commands: list[tuple[int, m.Command]] = []
+        self._answers: list[Future[e.Event]] = []
         self._description: dict[str, Any] = {}
         self._parent: Base | None = None
         self._base_digest: str | None = None
@@ -100,7 +118,7 @@ class Coordinator:
         self._steps_per_s: float | None = None
         self._journal: list[dict[str, Any]] = []
         self._journal_written = True
-        self._waiting_since = time.monotonic()
+        self._began = self._waiting_since = time.monotonic()
         self._beats = 0
         self._recording = threading.Lock()
 
@@ -112,11 +130,12 @@ class Coordinator:
             try:
                 self._beat()
                 beating.start()
-                self._handle(machine.Begin(self._settings.num_workers))
+                self._places = dict(self._runtime.places())
+                self._handle(e.Begin(self._settings.least, self._settings.most, self._places))
                 while self.state.phase is not Phase.ENDED:
                     self._turn()
             except HoldfastError as error:
-                self._handle(machine.Broken(error))
+                self._handle(e.Broken(error))
             finally:
                 self._end()
                 stop_beating.set()
@@ -126,38 +145,83 @@ class Coordinator:
         return self.state
 
     def _turn(self) -> None:
-        """Listen to the agent, the runtime, the storage and the user once."""
+        """Listen to the agents, the runtime, the storage and the user once."""
         commands, self._commands = self._commands, []
         timeout_s = POLL_S / 10 if self._answers else POLL_S
-        events, self._progress = self._runtime.exchange(commands, timeout_s)
+        events, progresses = self._runtime.exchange(self._attempt.number, commands, timeout_s)
+        self._follow(progresses)
         self._measure()
         for event in events:
+            self._keep_track(event)
             self._handle(event)
-        for exited in self._runtime.exited():
-            self._handle(exited)
         for future in [f for f in self._answers if f.done()]:
             self._answers.remove(future)
             self._handle(self._answered(future))
         if (status := self._signalled()) is not None:
-            self._handle(machine.Signalled(status))
+            left_s = self._settings.grace_s if status is Status.PREEMPTED else None
+            self._handle(e.Signalled(status, left_s))
+        self._look_around()
         self._mention_waiting()
         self._observer.progress(self.snapshot)
+
+    def _look_around(self) -> None:
+        """Nodes come and go, and some that were lost may be started again."""
+        now = time.monotonic()
+        due = [node for at, node in self._returning if at <= now]
+        self._returning = [(at, node) for at, node in self._returning if at > now]
+        for node in due:
+            self._handle(e.Returned(node))
+        if self.state.phase is Phase.JOINING and not self.state.waited and now - self._began > GATHER_S:
+            self._handle(e.Waited())
+        if now - self._looked_at < PLACES_S:
+            return
+        self._looked_at = now
+        places = dict(self._runtime.places())
+        if places.keys() != self._places.keys() or any(
+            places[node].workers != self._places[node].workers for node in places
+        ):
+            self._places = places
+            self._handle(e.Available(places))
+
+    def _follow(self, progresses: Mapping[int, m.Progress]) -> None:
+        """Where training is: at the step that all nodes have made, which never goes back while a node lives."""
+        self._progresses = dict(progresses)
+        mine = [progresses[node] for node in self.state.members if node in progresses]
+        if not mine:
+            return
+        last = min(mine, key=lambda progress: progress.step)
+        workers = sum(progress.workers for progress in progresses.values())
+        step = max(self._progress.step, last.step)
+        metrics = last.metrics if last.step == step else self._progress.metrics
+        self._progress = m.Progress(step, metrics, workers)
+
+    def _keep_track(self, event: e.Event) -> None:
+        """Of which processes there are."""
+        match event:
+            case e.Heard(node, m.Greeted(processes)):
+                self._processes |= {(node, p.role, p.rank): p.pid for p in processes}
+            case e.Heard(node, m.Ready(role, rank, pid)):
+                self._processes[node, role, rank] = pid
+            case e.Heard(node, m.Lost(role, rank, pid)):
+                if self._processes.get((node, role, rank)) == pid:
+                    del self._processes[node, role, rank]
+            case e.NodeLost(node):
+                self._processes = {key: pid for key, pid in self._processes.items() if key[0] != node}
 
     def _mention_waiting(self) -> None:
         """Nobody should look at a run that waits for workers without being told."""
         if self.state.phase is not Phase.JOINING or time.monotonic() - self._waiting_since < WAITING_S:
             return
-        self._waiting_since = time.monotonic()
+        self._began = self._waiting_since = time.monotonic()
         text = "no worker is ready yet: does the job take long to load, or is the cluster full?"
         self._tell(Note("waiting", text, {}))
 
     def _end(self) -> None:
-        """End every process. The arena goes when nobody will need it again."""
-        commands: list[m.Command] = [m.Close(remove=self._stored())]
+        """End every process. The arenas go when nobody will need them again."""
+        close = m.Close(remove=self._stored())
+        commands: list[tuple[int, m.Command]] = [(node, close) for node in sorted(self.state.nodes)]
         try:
-            for _ in range(3):  # a call that is under way carries no new command
-                self._runtime.exchange(commands, 0.1)
-                commands = []
+            self._runtime.exchange(self._attempt.number, commands, 0.1)
         except HoldfastError:
             pass  # it has gone, as it was asked to
         finally:
@@ -170,15 +234,13 @@ class Coordinator:
 
     # -- the machine ------------------------------------------------------------------------------------
 
-    def _handle(self, event: machine.Event) -> None:
+    def _handle(self, event: e.Event) -> None:
         self._events.append(event)
-        if isinstance(event, machine.Based):
+        if isinstance(event, e.Based):
             self._count_lost_steps()
         while self._events:
             before = self.state
-            self.state, actions = machine.transition(
-                before, self._events.popleft(), self._attempt.number, self._settings.url
-            )
+            self.state, actions = machine.transition(before, self._events.popleft(), self._attempt.number)
             self.totals = replace(
                 self.totals,
                 worker_deaths=self.totals.worker_deaths + self.state.worker_deaths - before.worker_deaths,
@@ -192,34 +254,41 @@ class Coordinator:
         lost = max(0, self.totals.highest_step - (0 if base is None else base.step))
         self.totals = replace(self.totals, steps_lost=self.totals.steps_lost + lost)
 
-    def _do(self, action: machine.Action) -> None:
+    def _do(self, action: e.Action) -> None:
         match action:
-            case machine.StartProcess(role, rank, generation):
-                self._runtime.start(role, rank, generation)
-            case machine.Tell(command):
-                self._commands.append(command)
-            case machine.Identify(description):
+            case e.StartProcess(node, role, rank, generation):
+                self._runtime.start(node, role, rank, generation)
+            case e.Tell(node, command):
+                self._commands.append((node, command))
+            case e.Abandon(node):
+                self._commands = [(n, command) for n, command in self._commands if n != node]
+                self._runtime.abandon(node)
+            case e.Recover(node, error):
+                self.totals, delay_s = self._recover(self.totals, error)
+                if delay_s is not None:
+                    self._returning.append((time.monotonic() + delay_s, node))
+            case e.Identify(description):
                 self._ask(self._identify, description)
-            case machine.ChooseBase(found, bad, reason):
-                self._ask(self._choose_base, found, bad, reason)
-            case machine.RecordBase(base):
+            case e.ChooseBase(epoch, found, bad, reason):
+                self._ask(self._choose_base, epoch, found, bad, reason)
+            case e.RecordBase(base):
                 self._ask(self._record_base, base)
-            case machine.CommitCheckpoint(written):
-                self._ask(self._commit, written)
+            case e.CommitCheckpoint(parts):
+                self._ask(self._commit, parts)
             case Note():
                 self._tell(action)
             case _:
                 assert_never(action)
 
-    def _ask(self, question: Callable[P, machine.Event], *arguments: P.args, **named: P.kwargs) -> None:
+    def _ask(self, question: Callable[P, e.Event], *arguments: P.args, **named: P.kwargs) -> None:
         """Have the storage thread answer, however slow it is; the agent must go on hearing from us."""
         self._answers.append(self._storage.submit(question, *arguments, **named))
 
-    def _answered(self, future: Future[machine.Event]) -> machine.Event:
+    def _answered(self, future: Future[e.Event]) -> e.Event:
         try:
             return future.result()
         except HoldfastError as error:
-            return machine.Broken(error)
+            return e.Broken(error)
 
     def _tell(self, note: Note) -> None:
         entry = {
@@ -238,7 +307,7 @@ class Coordinator:
 
     # -- what the machine asks to be looked up ----------------------------------------------------------
 
-    def _identify(self, description: dict[str, Any]) -> machine.Event:
+    def _identify(self, description: dict[str, Any]) -> e.Event:
         self._description = description
         ours = full_identity(self._job, self._settings.microbatches, description)
         if not self._run.probe_exclusive():
@@ -252,17 +321,19 @@ class Coordinator:
         identity = self._run.identity() or self._run.create_identity(ours)
         for change in check_identity(identity, ours, self._settings.url):
             self._tell(Note("changed", f"the job is not quite what it was: {change}", {}))
-        return machine.Identified(
+        return e.Identified(
             m.Prepare(
                 place_id=identity["place_id"],
                 seed=self._job.seed,
                 batch_size=self._job.batch_size,
                 microbatches=self._settings.microbatches,
                 shuffle=self._job.shuffle,
+                url=self._settings.url,
+                token=self._settings.token,
             )
         )
 
-    def _choose_base(self, found: m.Found | None, bad: Sequence[str], reason: str) -> machine.Event:
+    def _choose_base(self, epoch: int, states: Sequence[m.Found], bad: Sequence[str], reason: str) -> e.Event:
         """The highest step on the newest line, in memory or in a checkpoint; memory breaks a tie."""
         if bad:
             self._quarantine(bad[-1], reason)
@@ -270,23 +341,26 @@ class Coordinator:
             self._quarantine(damaged.directory, damaged.reason)
             text = f"{damaged.directory} is bad, falling back: {damaged.reason}"
             self._tell(Note("fall-back", text, {"directory": damaged.directory}))
-        memory: Base | None = None
-        if found is not None and self._run.stands(Base(step=found.step, attempt=found.attempt)):
-            memory = Base(step=found.step, attempt=found.attempt)
+        found = max(
+            (f for f in states if self._run.stands(Base(step=f.step, attempt=f.attempt))),
+            key=lambda f: (f.step, f.attempt),
+            default=None,
+        )
+        memory = None if found is None else Base(step=found.step, attempt=found.attempt)
         entry = next((e for e in self._run.candidates() if e.directory not in bad), None)
         if memory is not None and (entry is None or memory.step >= entry.step):
             assert found is not None
             self._check_arithmetic(found.fingerprint)
             self._parent = None
-            return machine.BaseChosen(memory, None, in_memory=True)
+            return e.BaseChosen(epoch, memory, None, in_memory=True)
         if entry is None:
             self._check_nothing_is_lost(bad)
-            return machine.BaseChosen(None, None, in_memory=False)
+            return e.BaseChosen(epoch, None, None, in_memory=False)
         assert entry.manifest is not None
         self._check_arithmetic(dict(entry.manifest.fingerprint))
         self._parent = Base(step=entry.step, attempt=entry.attempt)
         self._base_digest = entry.manifest.state_digest
-        return machine.BaseChosen(self._parent, entry.directory, in_memory=False)
+        return e.BaseChosen(epoch, self._parent, entry.directory, in_memory=False)
 
     def _quarantine(self, directory: str, reason: str) -> None:
         """Put a damaged checkpoint on record, if that can be done: this attempt leaves it out in any case."""
@@ -323,12 +397,13 @@ class Coordinator:
             )
         self._tell(Note("arithmetic", text, {}))
 
-    def _record_base(self, base: Base | None) -> machine.Event:
+    def _record_base(self, base: Base | None) -> e.Event:
         self._run.record_base(self._attempt, base)
-        return machine.Based(
+        return e.Based(
             m.Plan(
                 attempt=self._attempt.number,
                 epoch=0,
+                nonce=self._attempt.nonce,
                 url=self._settings.url,
                 steps=self._job.steps,
                 checkpoint_every=self._job.checkpoints.every_steps,
@@ -337,15 +412,16 @@ class Coordinator:
             )
         )
 
-    def _commit(self, written: m.CheckpointWritten) -> machine.Event:
+    def _commit(self, parts: Sequence[m.CheckpointWritten]) -> e.Event:
         """Commit a checkpoint; old ones are deleted afterwards."""
+        written = parts[0]  # with the metrics of the node that evaluates
         try:
             manifest = commit(
                 self._run,
                 self._attempt,
                 written.directory,
                 [StateArray.from_json(array) for array in self._description["arrays"]],
-                [written.part],
+                [each.part for each in parts],
                 step=written.step,
                 parent=self._parent,
                 counters=written.counters,
@@ -354,10 +430,10 @@ class Coordinator:
                 compression=self._job.checkpoints.compression,
             )
         except HoldfastError as error:
-            return machine.CommitFailed(written.step, error)
+            return e.CommitFailed(written.step, error)
         self._parent = Base(step=written.step, attempt=self._attempt.number)
         self._storage.submit(self._tidy)
-        return machine.Committed(written.step, manifest.state_digest)
+        return e.Committed(written.step, manifest.state_digest)
 
     def _tidy(self) -> None:
         """Delete what is no longer kept, and what earlier attempts have left behind."""
@@ -404,6 +480,10 @@ class Coordinator:
             "state_digest": self.state_digest,
             "steps_per_s": self._steps_per_s,
             "workers": self._progress.workers,
+            "processes": [
+                {"node": node, "role": role, "rank": rank, "pid": pid}
+                for (node, role, rank), pid in sorted(self._processes.items())
+            ],
             "totals": self.totals.to_json(),
         }
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from orchestrator.coordinator import Snapshot
-    from orchestrator.machine import Note
+    from orchestrator.events import Note
 
 LINE_EVERY_S = 5.0
 QUIET = {"ready", "prepared", "lost"}

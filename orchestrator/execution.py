@@ -10,10 +10,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from orchestrator import succession
 from orchestrator.coordinator import Coordinator, Observer, Settings
+from orchestrator.events import Note, Status
 from orchestrator.identity import check_arrays, check_settings
 from orchestrator.life import lives
-from orchestrator.machine import Note, State, Status
+from orchestrator.machine import State
 from orchestrator.process_runtime import ProcessRuntime
 from orchestrator.restart import decide
 from orchestrator.result import Result
@@ -52,8 +54,16 @@ class Request:
     job: Job
     source: bytes
     run_dir: str
-    workers: int
+    workers: int | tuple[int, int]
+    """Workers to train with, or the fewest and the most."""
+
     runtime: str = "ray"
+    nodes: int = 1
+    """Groups of processes that the process runtime plays nodes with."""
+
+    grace_s: float | None = None
+    """Seconds that this process has to end after SIGTERM. None: as long as a checkpoint takes."""
+
     address: str | None = None
     cpus_per_worker: float = 1.0
     take_over: bool = False
@@ -62,6 +72,10 @@ class Request:
         if self.runtime not in RUNTIMES:
             raise ConfigurationError(
                 f"there is no runtime {self.runtime!r}: give one of {', '.join(RUNTIMES)}"
+            )
+        if self.nodes < 1 or (self.nodes > 1 and self.runtime != "process"):
+            raise ConfigurationError(
+                f"{self.nodes} nodes: give 1 or more with --runtime process; Ray has nodes of its own"
             )
         if not self.cpus_per_worker >= 0:
             raise ConfigurationError(f"{self.cpus_per_worker} CPUs per worker: give a number of at least 0")
@@ -94,12 +108,18 @@ class _Execution:
         self._observer = observer
         self._signals = signals
         self._identity = run.identity()
-        microbatches = self._job.microbatches or request.workers
+        least, most = request.workers if isinstance(request.workers, tuple) else (request.workers,) * 2
+        microbatches = self._job.microbatches or most
         if self._identity is not None:
             microbatches = check_settings(self._identity, self._job, self._url)
-        check_workers(request.workers, microbatches)
+        check_workers(least, microbatches)
+        check_workers(most, microbatches)
+        if least > most:
+            raise ConfigurationError(f"between {least} and {most} workers: give the lower number first")
         check_microbatches(self._job.batch_size, microbatches)
-        self._settings = Settings(self._url, request.workers, microbatches)
+        self._settings = Settings(
+            self._url, least, most, microbatches, token=succession.secret(), grace_s=request.grace_s
+        )
         beat = run.newest_beat()
         if beat is not None and not request.take_over:
             check_not_alive(beat, run, observer)
@@ -123,11 +143,17 @@ class _Execution:
     def run(self) -> tuple[Result, Exception | None]:
         """One attempt after another, as the policy allows."""
         self._totals = replace(self._totals, restarts=self._totals.restarts + self._is_restart)
+        if succession.predecessors() and self._is_restart:
+            killed = InfrastructureError("the coordinator was killed")
+            self._totals, delay_s = self._recover(self._totals, killed)
+            if delay_s is None:
+                failed = Result(run_dir=self._url, status=Status.FAILED.value, error=str(killed))
+                return replace(failed, step=self._totals.highest_step), killed
         result = Result(run_dir=self._url, status=Status.FAILED.value, step=self._totals.highest_step)
         number = 0
         while True:
             try:
-                runtime = _runtime(self._request, self._observer, self._signals)
+                runtime = _runtime(self._request, self._settings.most, self._observer, self._signals)
                 attempt = self._run.claim_attempt()
             except _Terminated:
                 return replace(result, status=Status.PREEMPTED.value), None
@@ -147,6 +173,7 @@ class _Execution:
                     self._totals,
                     self._observer,
                     self._signals.take,
+                    self._recover,
                 )
                 state = coordinator.run()
                 self._totals = coordinator.totals
@@ -157,6 +184,14 @@ class _Execution:
                 error = state.error
             if (end := self._wait_to_restart(result, error, number)) is not None:
                 return end
+
+    def _recover(self, totals: Totals, error: Exception) -> tuple[Totals, float | None]:
+        """Whether a node that was lost is started again, and when: a restart of the infrastructure's like any."""
+        decision = decide(self._job.restart, totals.history, totals.highest_step, error, random.random())
+        self._observer.note(Note("recover", decision.reason, {}))
+        if not decision.restart:
+            return totals, None
+        return replace(totals, budgeted=(*totals.budgeted, totals.highest_step)), decision.delay_s
 
     def _wait_to_restart(
         self, result: Result, error: Exception, number: int
@@ -202,12 +237,14 @@ def check_not_alive(beat: dict[str, Any], run: RunDirectory, observer: Observer)
         )
 
 
-def _runtime(request: Request, observer: Observer, signals: _Signals) -> Runtime:
+def _runtime(request: Request, workers: int, observer: Observer, signals: _Signals) -> Runtime:
     if request.runtime == "process":
-        return ProcessRuntime(request.source)
+        return ProcessRuntime(request.source, request.nodes, succession.invocation(), succession.supervisor())
     from orchestrator.ray_runtime import RayRuntime
 
-    runtime = RayRuntime(request.source, request.address, request.workers, request.cpus_per_worker)
+    runtime = RayRuntime(
+        request.source, request.address, workers, request.cpus_per_worker, succession.invocation()
+    )
     try:
         runtime.connect(lambda text: observer.note(Note("ray", text, {})))
     except SystemExit as error:  # while it starts, Ray answers SIGTERM itself

@@ -2,6 +2,10 @@
 
 The coordinator interprets the actions and feeds back what came of them as further events. PROTOCOL.md has the
 same in prose.
+
+Nodes come together in *rounds*. A round brings its members to one step and sends them off with a common plan;
+it begins an epoch of its own, and what belongs to an older one takes no effect. The first round of an attempt
+decides from where the run goes on; later ones follow when a node is lost, joins, or has to leave.
 """
 
 from __future__ import annotations
@@ -10,17 +14,53 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
+from orchestrator.events import (
+    Abandon,
+    Action,
+    Available,
+    BaseChosen,
+    Based,
+    Begin,
+    Broken,
+    ChooseBase,
+    CommitCheckpoint,
+    CommitFailed,
+    Committed,
+    Draining,
+    Event,
+    Exited,
+    Heard,
+    Identified,
+    Identify,
+    NodeLost,
+    Note,
+    Place,
+    RecordBase,
+    Recover,
+    Returned,
+    Scaled,
+    Signalled,
+    StartProcess,
+    Status,
+    Tell,
+    Waited,
+)
+from orchestrator.membership import assign, spans
 from storage.errors import CheckpointError, HoldfastError, InfrastructureError, StorageError, UserCodeError
 from workers import messages as m
+from workers.task import mismatch
 
 if TYPE_CHECKING:
-    from storage.manifest import Base
+    from collections.abc import Iterable, Mapping
 
 MAX_START_DEATHS = 3
 """Times that each worker may die while it loads the job, before loading it is what must be killing them."""
 
 MAX_FINAL_FAILURES = 3
 """Tries at the last checkpoint."""
+
+CHECKPOINT_MARGIN = 1.5
+"""A checkpoint fits into the time that is left if this many times as long as the last one does."""
 
 
 class Phase(Enum):
@@ -34,153 +74,8 @@ class Phase(Enum):
     ENDED = "ended"
 
 
-class Status(Enum):
-    """How a run stands, as users see it."""
-
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    PREEMPTED = "preempted"
-    INTERRUPTED = "interrupted"
-
-
-# -- events of the coordinator's own (the others are workers.messages.Event) -------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """Start the attempt's processes."""
-
-    num_workers: int
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """The runtime saw a process end."""
-
-    role: str
-    rank: int
-    cause: str
-
-
-@dataclass(frozen=True, slots=True)
-class Identified:
-    """The run's identity stands and this job agrees with it."""
-
-    prepare: m.Prepare
-
-
-@dataclass(frozen=True, slots=True)
-class BaseChosen:
-    """Where to go on from: memory, a checkpoint's directory, or nothing yet."""
-
-    base: Base | None
-    directory: str | None
-    in_memory: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Based:
-    """The base record stands; training may begin."""
-
-    plan: m.Plan
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """A checkpoint's manifest stands, acknowledged."""
-
-    step: int
-    state_digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class CommitFailed:
-    """A checkpoint's manifest could not be written."""
-
-    step: int
-    error: Exception
-
-
-@dataclass(frozen=True, slots=True)
-class Signalled:
-    """The process was asked to stop."""
-
-    status: Status
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """Something the attempt cannot go on without has failed."""
-
-    error: Exception
-
-
-Event: TypeAlias = (
-    m.Event | Begin | Exited | Identified | BaseChosen | Based | Committed | CommitFailed | Signalled | Broken
-)
-
-
-# -- actions -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StartProcess:
-    """Start the `generation`-th process of this role and rank."""
-
-    role: str
-    rank: int
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """Send a command to the agent."""
-
-    command: m.Command
-
-
-@dataclass(frozen=True, slots=True)
-class Identify:
-    """Create or check the run's identity; answered by Identified or Broken."""
-
-    description: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ChooseBase:
-    """Find the newest state, leaving out checkpoints found bad; answered by BaseChosen or Broken."""
-
-    found_in_memory: m.Found | None
-    bad: tuple[str, ...]
-    reason: str = ""
-    """What is wrong with the last of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecordBase:
-    """Write down where this attempt stands; answered by Based or Broken."""
-
-    base: Base | None
-
-
-@dataclass(frozen=True, slots=True)
-class CommitCheckpoint:
-    """Write the manifest of a checkpoint whose shards are stored; answered by Committed or CommitFailed."""
-
-    written: m.CheckpointWritten
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Put into the journal, and tell the user in these words."""
-
-    kind: str
-    text: str
-    fields: dict[str, Any] = field(default_factory=dict)
-
-
-Action: TypeAlias = StartProcess | Tell | Identify | ChooseBase | RecordBase | CommitCheckpoint | Note
+Key: TypeAlias = tuple[str, int]
+"""Role and rank of a process; the rank of an agent or writer is the number of its node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,85 +85,92 @@ class State:
     phase: Phase = Phase.JOINING
     status: Status = Status.RUNNING
     error: Exception | None = None
-    generations: dict[tuple[str, int], int] = field(default_factory=dict)
-    ready: frozenset[tuple[str, int]] = frozenset()
-    waiting_restore: m.Restore | None = None
+    least: int = 1
+    most: int = 1
+    # Nodes and processes
+    places: Mapping[int, Place] = field(default_factory=dict)
+    down: frozenset[int] = frozenset()  # lost, and not returned
+    draining: frozenset[int] = frozenset()
+    nodes: frozenset[int] = frozenset()  # whose agent was started, or was found
+    greeted: frozenset[int] = frozenset()
+    described: frozenset[int] = frozenset()
+    workers: Mapping[int, int] = field(default_factory=dict)  # rank -> node
+    generations: Mapping[Key, int] = field(default_factory=dict)
+    ready: frozenset[Key] = frozenset()
+    room_told: int = -1
+    start_deaths: Mapping[str, int] = field(default_factory=dict)
+    worker_deaths: int = 0
+    description: dict[str, Any] | None = None
+    prepare: m.Prepare | None = None
+    waited: bool = False
+    # The round
+    epoch: int = 0
+    members: tuple[int, ...] = ()
+    shares: tuple[int, ...] = ()  # ready workers of each member when it was sent off
+    awaited: frozenset[int] = frozenset()
+    found: Mapping[int, m.Prepared] = field(default_factory=dict)
+    lead: int | None = None  # the member that the others copy from
     base: BaseChosen | None = None
     bad: tuple[str, ...] = ()
-    found_in_memory: m.Found | None = None
-    start_deaths: dict[str, int] = field(default_factory=dict)
-    worker_deaths: int = 0
+    recording: bool = False  # the base record is being written
+    plan: m.Plan | None = None  # of the whole attempt: its base is on record
+    # Training
+    written: Mapping[int, m.CheckpointWritten] = field(default_factory=dict)
+    stored_step: int = -1
+    checkpoint_s: float = 0.0
     failures: int = 0
     failed_step: int = -1
+    finished: frozenset[int] = frozenset()
+    asked: m.Stop | None = None
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     state_digest: str | None = None
 
 
-def transition(state: State, event: Event, attempt: int, url: str) -> tuple[State, list[Action]]:
+Turn: TypeAlias = tuple[State, list[Action]]
+
+
+def transition(state: State, event: Event, attempt: int) -> Turn:
     """What follows from an event. Raises ValueError, changing nothing, if it cannot happen in this phase."""
     if state.phase is Phase.ENDED:
         return state, []
-    if state.phase not in _WHEN.get(type(event), tuple(Phase)):
-        raise _illegal(state, event)
+    _check_legal(state, event)
     match event:
-        case Begin(num_workers):
-            members = [("agent", 0), ("writer", 0), *(("worker", rank) for rank in range(num_workers))]
-            started = replace(state, generations=dict.fromkeys(members, 0))
-            return started, [StartProcess(role, rank, 0) for role, rank in members]
-        case m.Described(description):
-            return state, [Identify(description)]
+        case Begin(least, most, places):
+            return _place(replace(state, least=least, most=most, places=places), attempt)
+        case Available(places):
+            return _available(state, places, attempt)
+        case Scaled(least, most):
+            note = Note("scaled", f"{_range(least, most)} are wanted", {"least": least, "most": most})
+            return _then([note], _place(replace(state, least=least, most=most), attempt))
+        case Heard(node, reported):
+            return _heard(state, node, reported, attempt)
+        case Exited(_, role, rank, generation, cause):
+            return _replaced(state, role, rank, generation, cause)
+        case NodeLost(node, cause):
+            return _node_lost(state, node, cause, attempt)
+        case Returned(node):
+            return _place(replace(state, down=state.down - {node}), attempt)
+        case Draining(node, reason, seconds_left):
+            return _draining(state, node, reason, seconds_left, attempt)
+        case Waited():
+            return _settle(replace(state, waited=True), attempt)
         case Identified(prepare):
-            return replace(state, phase=Phase.PREPARING), [Tell(prepare)]
-        case m.Prepared(found, nbytes):
-            note = Note(
-                "prepared", f"{nbytes / 1e6:.1f} MB of shared memory hold the state", {"nbytes": nbytes}
-            )
-            return replace(state, found_in_memory=found), [note, ChooseBase(found, state.bad)]
+            return _settle(replace(state, prepare=prepare), attempt)
         case BaseChosen():
-            return _start(state, event, attempt, url)
-        case m.Started(step):
-            assert state.base is not None
-            return replace(state, step=step), [RecordBase(state.base.base)]
-        case m.RestoreFailed(directory, error):
-            return _fall_back(state, directory, error)
+            return _bring(state, event)
         case Based(plan):
-            return replace(state, phase=Phase.TRAINING), [Tell(m.Train(plan))]
-        case m.Ready(role, rank, pid):
-            return _ready(state, role, rank, pid)
-        case m.Lost(role, rank, pid, ready, step, phase):
-            fields = {"role": role, "rank": rank, "pid": pid, "step": step, "phase": phase}
-            text = f"{role} {rank} (process {pid}) is gone, in {phase} after step {step}"
-            return state, [Note("lost", text, fields)] if ready else []
-        case Exited(role, rank, cause):
-            return _exited(state, role, rank, cause)
-        case m.CheckpointSkipped(step, reason):
-            return state, [
-                Note("checkpoint-skipped", f"checkpoint of step {step} skipped: {reason}", {"step": step})
-            ]
-        case m.CheckpointWritten():
-            return state, [CommitCheckpoint(event)]
-        case m.CheckpointFailed(step, error) | CommitFailed(step, error):
-            return _checkpoint_failed(state, step, error)
+            return _based(state, plan, attempt)
         case Committed(step, digest):
             text = f"checkpoint of step {step} committed"
             note = Note("checkpoint", text, {"step": step, "state_digest": digest})
-            return replace(state, state_digest=digest), [note, Tell(m.Settled(step, True))]
-        case m.Evaluated(step, metrics):
-            text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            note = Note("evaluated", f"step {step}: {text}", {"step": step, "metrics": metrics})
-            return replace(state, metrics=metrics), [note]
-        case m.Retried(name, message):
-            text = f"{name} raised and is done once more: {message}"
-            return state, [Note("retried", text, {"item": name})]
-        case m.Finished(step, done):
-            if not done and state.phase is not Phase.STOPPING:
-                raise _illegal(state, event)  # nobody told it to stop
-            status = Status.DONE if done else state.status
-            return replace(state, phase=Phase.ENDED, status=status, step=step), []
-        case Signalled(status):
-            return _signalled(state, status)
-        case m.Failed(error) | Broken(error):
+            settled = replace(state, state_digest=digest, stored_step=step, written={})
+            return settled, [note, *_tell(state.members, m.Settled(step, committed=True))]
+        case CommitFailed(step, error):
+            return _checkpoint_failed(state, step, error)
+        case Signalled(status, seconds_left):
+            return _signalled(state, status, seconds_left, attempt)
+        case Broken(error):
             return _failed(state, error), []
         case _:
             assert_never(event)
@@ -278,100 +180,250 @@ _AT_WORK = (Phase.TRAINING, Phase.STOPPING)
 
 _WHEN: dict[type, tuple[Phase, ...]] = {
     Begin: (Phase.JOINING,),
-    m.Described: (Phase.JOINING,),
     Identified: (Phase.JOINING,),
-    m.Prepared: (Phase.PREPARING,),
-    BaseChosen: (Phase.PREPARING,),
-    m.Started: (Phase.STARTING,),
-    m.RestoreFailed: (Phase.STARTING,),
-    Based: (Phase.STARTING,),
-    m.Retried: (Phase.STARTING, *_AT_WORK),
+    BaseChosen: (Phase.PREPARING, Phase.STARTING),
+    Based: (Phase.PREPARING, Phase.STARTING),
     m.Evaluated: _AT_WORK,
     m.CheckpointSkipped: _AT_WORK,
     m.CheckpointWritten: _AT_WORK,
     m.CheckpointFailed: _AT_WORK,
-    Committed: _AT_WORK,
-    CommitFailed: _AT_WORK,
     m.Finished: _AT_WORK,
+    m.Prepared: (Phase.PREPARING,),
+    m.Started: (Phase.STARTING,),
+    m.RestoreFailed: (Phase.STARTING,),
 }
 """In which phases an event can happen; what is not listed can in all of them."""
 
 
+def _check_legal(state: State, event: Event) -> None:
+    """Raise ValueError for what nobody can have said; what an older epoch says is not illegal but late."""
+    kind: object = event
+    if isinstance(event, Heard):
+        kind = event.event
+        if event.node not in state.members or getattr(kind, "epoch", state.epoch) != state.epoch:
+            return
+        if isinstance(kind, m.Finished) and not kind.done and state.asked is None:
+            raise _illegal(state, kind)  # nobody told it to stop
+        if isinstance(kind, m.Evaluated) and state.phase not in _AT_WORK:
+            return  # it had begun before the round did
+    if state.phase not in _WHEN.get(type(kind), tuple(Phase)):
+        raise _illegal(state, kind)
+
+
+def _illegal(state: State, event: object) -> ValueError:
+    return ValueError(f"{type(event).__name__} cannot happen while {state.phase.value}")
+
+
+def _then(first: list[Action], turn: Turn) -> Turn:
+    """A turn whose actions come after others."""
+    return turn[0], [*first, *turn[1]]
+
+
+def _tell(nodes: Iterable[int], command: m.Command) -> list[Action]:
+    return [Tell(node, command) for node in nodes]
+
+
 def _failed(state: State, error: Exception) -> State:
     """The end by an error; who was asked to stop and loses infrastructure or storage has stopped."""
-    if state.phase is Phase.STOPPING and isinstance(error, InfrastructureError | StorageError):
+    if state.asked is not None and isinstance(error, InfrastructureError | StorageError):
         return replace(state, phase=Phase.ENDED, error=error)
     return replace(state, phase=Phase.ENDED, status=Status.FAILED, error=error)
 
 
-def _illegal(state: State, event: Event) -> ValueError:
-    return ValueError(f"{type(event).__name__} cannot happen while {state.phase.value}")
+def _range(least: int, most: int) -> str:
+    return f"{most} workers" if least == most else f"{least} to {most} workers"
 
 
-def _start(state: State, chosen: BaseChosen, attempt: int, url: str) -> tuple[State, list[Action]]:
-    """Bring the chosen state into the buffers."""
-    started = replace(state, phase=Phase.STARTING, base=chosen)
-    if chosen.in_memory:
-        assert chosen.base is not None
-        step = chosen.base.step
-        note = Note(
-            "resume", f"going on from step {step}, found in shared memory", {"step": step, "from": "memory"}
-        )
-        return started, [note, Tell(m.Adopt())]
-    if chosen.directory is None:
-        return started, [Tell(m.Initialise(attempt))]
-    assert chosen.base is not None
-    step = chosen.base.step
-    note = Note(
-        "resume", f"going on from the checkpoint of step {step}", {"step": step, "from": chosen.directory}
+# -- nodes and processes -----------------------------------------------------------------------------------
+
+
+def _place(state: State, attempt: int) -> Turn:
+    """Start workers where they are wanted, and the nodes for them; dismiss those that are too many.
+
+    A node that nobody is wanted on any more keeps its workers until a round lets it go.
+    """
+    room = {
+        node: place.workers
+        for node, place in state.places.items()
+        if node not in state.down and node not in state.draining
+    }
+    ranks = assign(state.most, room, state.workers)
+    wanted = {*ranks.values()}
+    actions: list[Action] = _room_notes(state, len(ranks))
+    for rank, node in state.workers.items():
+        if ranks.get(rank) != node and node in wanted:
+            actions.append(Tell(node, m.Dismiss(rank)))
+    generations, ready = dict(state.generations), state.ready
+    fresh = sorted(wanted - state.nodes)
+    for node in fresh:
+        agent, writer = ("agent", node), ("writer", node)
+        alive = state.places[node].alive
+        for key in (agent, writer):
+            generations[key] = generations.get(key, -1) + 1
+            ready -= {key}
+        if alive is not None:
+            generations[agent] = max(alive, generations[agent])
+        actions += [StartProcess(node, *agent, generations[agent]), Tell(node, m.Greet(attempt, node))]
+        if generations[agent] != alive:
+            actions.append(StartProcess(node, *writer, generations[writer]))
+    for rank, node in ranks.items():
+        if state.workers.get(rank) == node:
+            continue
+        worker = ("worker", rank)
+        generations[worker] = generations.get(worker, -1) + 1
+        ready -= {worker}
+        if not (node in fresh and generations["agent", node] == state.places[node].alive):  # else see Greeted
+            actions.append(StartProcess(node, *worker, generations[worker]))
+    placed = replace(
+        state,
+        workers=ranks,
+        generations=generations,
+        nodes=state.nodes | {*fresh},
+        greeted=state.greeted - {*fresh},
+        described=state.described - {*fresh},
+        ready=ready,
+        room_told=len(ranks),
     )
-    restore = m.Restore(attempt, url, chosen.directory)
-    if ("writer", 0) in state.ready:
-        return started, [note, Tell(restore)]
-    return replace(started, waiting_restore=restore), [note]
+    return _then(actions, _settle(placed, attempt))
 
 
-def _fall_back(state: State, directory: str, error: Exception) -> tuple[State, list[Action]]:
-    """A checkpoint could not be read: if it is bad take the one before it, else the storage is to blame."""
-    if not isinstance(error, CheckpointError):
+def _room_notes(state: State, workers: int) -> list[Action]:
+    """What the user is told where there is not room for all workers, or is again."""
+    if workers == state.room_told or (workers >= state.most and not 0 <= state.room_told < state.most):
+        return []
+    waits = "the job waits for more" if workers < state.least and not state.epoch else "the job uses these"
+    text = f"there is room for {workers} of {state.most} workers: {waits}"
+    return [Note("resources", text, {"workers": workers, "wanted": state.most})]
+
+
+def _available(state: State, places: Mapping[int, Place], attempt: int) -> Turn:
+    """Nodes have come or gone. One that is gone without a word is lost."""
+    gone = [node for node in sorted(state.nodes) if node not in places]
+    actions: list[Action] = []
+    state = replace(state, places=dict(places), down=state.down & places.keys())
+    for node in gone:
+        state, more = _node_lost(state, node, "its machine is gone", attempt)
+        actions += more
+        if state.phase is Phase.ENDED:
+            return state, actions
+    return _then(actions, _place(state, attempt))
+
+
+def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
+    """What the agent of a node reports. What is said by nobody's agent, or for an older epoch, is dropped."""
+    if node not in state.nodes:
+        return state, []
+    if getattr(event, "epoch", state.epoch) != state.epoch:
+        return state, []
+    match event:
+        case m.Greeted(processes):
+            return _greeted(state, node, processes, attempt)
+        case m.Described(description):
+            return _described(state, node, description, attempt)
+        case m.Ready(role, rank, pid, generation):
+            return _ready(state, node, role, rank, pid, generation, attempt)
+        case m.Lost(role, rank, pid, ready, step, phase, generation):
+            fields = {"role": role, "rank": rank, "pid": pid, "node": node, "step": step, "phase": phase}
+            text = f"{role} {rank} (process {pid}) is gone, in {phase} after step {step}"
+            notes: list[Action] = [Note("lost", text, fields)] if ready else []
+            return _then(notes, _replaced(state, role, rank, generation, "it is gone"))
+        case m.Noticed(reason):
+            return _draining(state, node, reason, None, attempt)
+        case m.Failed(error):
+            return _failed(state, error), []
+        case m.Retried(name, message):
+            text = f"{name} raised and is done once more: {message}"
+            return state, [Note("retried", text, {"item": name})]
+    if node not in state.members:
+        return state, []
+    match event:
+        case m.Prepared():
+            return _prepared(state, node, event)
+        case m.Started(step):
+            return _started(state, node, step, attempt)
+        case m.RestoreFailed(directory, error):
+            return _fall_back(state, directory, error, attempt)
+        case m.PeerFailed(address, error):
+            return _peer_failed(state, node, address, error, attempt)
+        case m.CheckpointSkipped(step, reason):
+            return _skipped(state, step, reason)
+        case m.CheckpointWritten():
+            return _written(state, node, event)
+        case m.CheckpointFailed(step, error):
+            return _checkpoint_failed(state, step, error)
+        case m.Evaluated(step, metrics):
+            text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            note = Note("evaluated", f"step {step}: {text}", {"step": step, "metrics": metrics})
+            return replace(state, metrics=metrics), [note]
+        case m.Finished(step, done):
+            return _finished(state, node, step, done=done)
+        case _:
+            assert_never(event)
+
+
+def _greeted(state: State, node: int, processes: tuple[m.Process, ...], attempt: int) -> Turn:
+    """An agent answers. What is connected to one that was found is taken over, what it lacks is started."""
+    state = replace(state, greeted=state.greeted | {node})
+    if state.generations["agent", node] != state.places[node].alive:
+        return state, []
+    workers, generations, ready = dict(state.workers), dict(state.generations), set(state.ready)
+    theirs = {(p.role, p.rank): p for p in processes}
+    actions: list[Action] = []
+    for key in [("writer", node), *(("worker", r) for r, n in state.workers.items() if n == node)]:
+        if (found := theirs.pop(key, None)) is not None:
+            generations[key] = found.generation
+            if found.ready:
+                ready.add(key)
+        else:
+            actions.append(StartProcess(node, *key, generations.get(key, 0)))
+    actions += [Tell(node, m.Dismiss(rank)) for role, rank in theirs if role == "worker"]
+    note = Note("found", f"the agent of node {node} was found at work", {"node": node})
+    state = replace(state, workers=workers, generations=generations, ready=frozenset(ready))
+    return _then([note, *actions], _settle(state, attempt))
+
+
+def _described(state: State, node: int, description: dict[str, Any], attempt: int) -> Turn:
+    """A node's first worker has loaded the job; on all nodes it must be the same one."""
+    described = replace(state, described=state.described | {node})
+    if state.description is None:
+        return replace(described, description=description), [Identify(description)]
+    if (error := mismatch(state.description, description, f"a worker of node {node}")) is not None:
         return _failed(state, error), []
-    bad = (*state.bad, directory)
-    note = Note("fall-back", f"{directory} is bad, falling back: {error}", {"directory": directory})
-    return (
-        replace(state, phase=Phase.PREPARING, bad=bad),
-        [note, ChooseBase(state.found_in_memory, bad, str(error))],
-    )
+    return _settle(described, attempt)
 
 
-def _ready(state: State, role: str, rank: int, pid: int) -> tuple[State, list[Action]]:
-    note = Note("ready", f"{role} {rank} is ready (process {pid})", {"role": role, "rank": rank, "pid": pid})
-    ready = state.ready | {(role, rank)}
-    state = replace(state, ready=ready, start_deaths={**state.start_deaths, role: 0})
-    if role == "worker":
-        return state, [note]
-    if state.waiting_restore is not None:
-        tell = Tell(state.waiting_restore)
-        return replace(state, waiting_restore=None), [note, tell]
-    return state, [note]
+def _ready(state: State, node: int, role: str, rank: int, pid: int, generation: int, attempt: int) -> Turn:
+    key = (role, rank)
+    if state.generations.get(key) != generation:
+        return state, []
+    fields = {"role": role, "rank": rank, "pid": pid, "node": node}
+    note = Note("ready", f"{role} {rank} is ready (process {pid})", fields)
+    state = replace(state, ready=state.ready | {key}, start_deaths={**state.start_deaths, role: 0})
+    if role == "writer" and state.phase is Phase.STARTING and node == state.lead and state.awaited == {node}:
+        return state, [note, *_restore(state)]
+    return _then([note], _settle(state, attempt))
 
 
-def _exited(state: State, role: str, rank: int, cause: str) -> tuple[State, list[Action]]:
-    """A process ended that was not asked to: it is replaced, unless it is the agent."""
-    if role == "agent":
-        return _failed(state, InfrastructureError(f"the agent ended: {cause}")), []
-    generation = state.generations[role, rank] + 1
-    deaths = state.start_deaths.get(role, 0) + ((role, rank) not in state.ready)
-    if deaths >= MAX_START_DEATHS * sum(other == role for other, _ in state.generations):
+def _replaced(state: State, role: str, rank: int, generation: int, cause: str) -> Turn:
+    """A worker or writer ended, as its agent or the runtime or both have seen: it is replaced once."""
+    key = (role, rank)
+    node = state.workers.get(rank) if role == "worker" else rank
+    if state.generations.get(key) != generation or node is None or node not in state.nodes:
+        return state, []
+    deaths = state.start_deaths.get(role, 0) + (key not in state.ready)
+    many = max(1, sum(other == role for other, _ in state.generations))
+    if deaths >= MAX_START_DEATHS * many:
         return _failed(state, _cannot_start(role, deaths, cause)), []
     changed = replace(
         state,
-        generations={**state.generations, (role, rank): generation},
-        ready=state.ready - {(role, rank)},
+        generations={**state.generations, key: generation + 1},
+        ready=state.ready - {key},
         start_deaths={**state.start_deaths, role: deaths},
         worker_deaths=state.worker_deaths + (role == "worker"),
     )
-    note = Note("replaced", f"{role} {rank} ended ({cause}) and is replaced", {"role": role, "rank": rank})
-    return changed, [note, StartProcess(role, rank, generation)]
+    fields = {"role": role, "rank": rank, "node": node}
+    note = Note("replaced", f"{role} {rank} ended ({cause}) and is replaced", fields)
+    return changed, [note, StartProcess(node, role, rank, generation + 1)]
 
 
 def _cannot_start(role: str, deaths: int, cause: str) -> HoldfastError:
@@ -383,22 +435,345 @@ def _cannot_start(role: str, deaths: int, cause: str) -> HoldfastError:
     )
 
 
-def _checkpoint_failed(state: State, step: int, error: Exception) -> tuple[State, list[Action]]:
+def _node_lost(state: State, node: int, cause: str, attempt: int) -> Turn:
+    """A node is gone: the others go on without it. The last one takes the attempt with it."""
+    if node not in state.nodes:
+        return state, []
+    left = _without(state, node)
+    error = InfrastructureError(f"the agent of node {node} is gone: {cause}")
+    trained = state.epoch > 0
+    if not left.nodes or (trained and not [n for n in state.members if n != node]):
+        return _failed(left, error), [Abandon(node)]
+    note = Note("node-lost", f"node {node} is lost ({cause}); the others go on", {"node": node})
+    actions: list[Action] = [Abandon(node), note]
+    if node in state.places:
+        left = replace(left, down=left.down | {node})
+        actions.append(Recover(node, error))
+    return _then(actions, _place(left, attempt))
+
+
+def _without(state: State, node: int) -> State:
+    """The state without a node and its processes."""
+    ranks = {rank for rank, other in state.workers.items() if other == node}
+    gone = {("agent", node), ("writer", node), *(("worker", rank) for rank in ranks)}
+    return replace(
+        state,
+        nodes=state.nodes - {node},
+        greeted=state.greeted - {node},
+        described=state.described - {node},
+        workers={rank: other for rank, other in state.workers.items() if other != node},
+        ready=state.ready - gone,
+    )
+
+
+def _draining(state: State, node: int, reason: str, seconds_left: float | None, attempt: int) -> Turn:
+    """A node will be taken away: its work goes to others, or the run stops with it."""
+    if node in state.draining or node not in state.places:
+        return state, []  # one notice is enough
+    note = Note("draining", f"node {node} is about to be taken away: {reason}", {"node": node})
+    drained = replace(state, draining=state.draining | {node})
+    others = [n for n in state.places if n not in drained.draining and n not in state.down]
+    if not others:
+        return _then([note], _signalled(drained, Status.PREEMPTED, seconds_left, attempt))
+    return _then([note], _place(drained, attempt))
+
+
+# -- rounds ------------------------------------------------------------------------------------------------
+
+
+def _joinable(state: State) -> tuple[int, ...]:
+    """Nodes that know the job and have a worker to compute with."""
+    able = {node for rank, node in state.workers.items() if ("worker", rank) in state.ready}
+    return tuple(sorted(able & state.described & state.nodes))
+
+
+def _shares(state: State, members: Iterable[int]) -> tuple[int, ...]:
+    ready = [node for rank, node in state.workers.items() if ("worker", rank) in state.ready]
+    return tuple(ready.count(node) for node in members)
+
+
+def _settle(state: State, attempt: int) -> Turn:
+    """Begin a round if the members are no longer those who should train together."""
+    if state.phase is Phase.ENDED or state.prepare is None:
+        return state, []
+    joinable = _joinable(state)
+    if state.phase is Phase.JOINING:
+        expected = {*state.workers.values()}
+        there = sum(_shares(state, joinable)) >= state.least and (expected <= {*joinable} or state.waited)
+        return _round(state, attempt) if joinable and there else (state, [])
+    if state.phase in (Phase.PREPARING, Phase.STARTING):
+        lost = [node for node in state.members if node not in state.nodes]
+        return _round(state, attempt) if lost else (state, [])  # who comes meanwhile joins afterwards
+    keep = _keepers(state, joinable)
+    join = [] if state.asked is not None else [node for node in joinable if node not in state.members]
+    everyone = all(("worker", rank) in state.ready for rank in state.workers)
+    uneven = len(state.members) > 1 and everyone and _shares(state, state.members) != state.shares
+    if keep == state.members and not join and not (uneven and state.asked is None):
+        return state, []
+    return _round(state, attempt)
+
+
+def _keepers(state: State, joinable: tuple[int, ...]) -> tuple[int, ...]:
+    """Members that stay: those with workers on them, or all as long as nobody else holds the state."""
+    alive = tuple(node for node in state.members if node in state.nodes)
+    wanted = {*state.workers.values()}
+    stay = tuple(node for node in alive if node in wanted)
+    return stay or alive
+
+
+def _round(state: State, attempt: int) -> Turn:
+    """Have the members come to rest; nodes that are not among them any more are let go."""
+    assert state.prepare is not None
+    joinable = _joinable(state)
+    members = tuple(sorted({*_keepers(state, joinable), *joinable}))
+    actions: list[Action] = []
+    for node in sorted(state.nodes - {*members} - {*state.workers.values()}):
+        actions.append(Tell(node, m.Close(remove=True)))
+        state = _without(state, node)
+    if not members:
+        return _failed(state, InfrastructureError("no node is left that holds the state")), actions
+    epoch = state.epoch + 1
+    for node in members:
+        prepare = replace(
+            state.prepare,
+            attempt=attempt,
+            epoch=epoch,
+            slot=state.places[node].slot if node in state.places else 0,
+            peers=len(members) > 1,
+        )
+        actions.append(Tell(node, prepare))
+    begun = replace(
+        state,
+        phase=Phase.PREPARING,
+        epoch=epoch,
+        members=members,
+        awaited=frozenset(members),
+        found={},
+        lead=None,
+        written={},
+        failures=0,
+        failed_step=-1,
+        finished=frozenset(),
+    )
+    return begun, actions
+
+
+def _prepared(state: State, node: int, event: m.Prepared) -> Turn:
+    if node not in state.awaited:
+        return state, []
+    found = {**state.found, node: event}
+    state = replace(state, found=found, awaited=state.awaited - {node})
+    return _decide(state) if not state.awaited else (state, [])
+
+
+def _decide(state: State) -> Turn:
+    """All members are at rest: from where does the run go on?"""
+    if state.plan is not None:  # from where the member is that is ahead
+        lead = max(state.members, key=lambda n: (_ours(state, n), -n))
+        if _ours(state, lead) < 0:
+            return _failed(state, InfrastructureError("no node is left that holds the state")), []
+        return _lead(state, lead, [m.Adopt()])
+    if state.recording:
+        return state, []  # the base record decides, as soon as it stands
+    nbytes = sum(each.nbytes for each in state.found.values())
+    where = f" on {len(state.found)} nodes" if len(state.found) > 1 else ""
+    text = f"{nbytes / 1e6:.1f} MB of shared memory{where} hold the state"
+    return state, [Note("prepared", text, {"nbytes": nbytes}), _choose(state)]
+
+
+def _choose(state: State, reason: str = "") -> ChooseBase:
+    states = tuple(each.found for each in state.found.values() if each.found is not None)
+    return ChooseBase(state.epoch, states, state.bad, reason)
+
+
+def _based(state: State, plan: m.Plan, attempt: int) -> Turn:
+    """The base record stands. If a member was lost meanwhile, the round goes on from there."""
+    state = replace(state, plan=plan, recording=False)
+    if state.awaited:
+        return state, []
+    return _train(state, attempt) if state.phase is Phase.STARTING else _decide(state)
+
+
+def _ours(state: State, node: int) -> int:
+    """The step that a member holds of this attempt's line; -1 if it holds none."""
+    found = state.found[node].found
+    if found is None or state.plan is None or state.base is None:
+        return -1
+    base = state.base.base
+    at_base = base is not None and (found.attempt, found.step) == (base.attempt, base.step)
+    return found.step if found.attempt == state.plan.attempt or at_base else -1
+
+
+def _lead(state: State, node: int, commands: list[m.Command]) -> Turn:
+    """One member gets the state from where it is; the others will have it from that member."""
+    begun = replace(state, phase=Phase.STARTING, lead=node, awaited=frozenset({node}))
+    return begun, [Tell(node, command) for command in commands]
+
+
+def _bring(state: State, chosen: BaseChosen) -> Turn:
+    """Bring the chosen state into the memory of a first member."""
+    if state.phase is not Phase.PREPARING or chosen.epoch != state.epoch:
+        return state, []  # the answer is for a round that has been overtaken
+    state = replace(state, base=chosen)
+    if chosen.in_memory:
+        assert chosen.base is not None
+        step = chosen.base.step
+        at = (chosen.base.attempt, step)
+        states = {n: each.found for n, each in state.found.items() if each.found is not None}
+        holders = [n for n, found in states.items() if (found.attempt, found.step) == at]
+        fields = {"step": step, "from": "memory"}
+        note = Note("resume", f"going on from step {step}, found in shared memory", fields)
+        return _then([note], _lead(state, holders[0], [m.Adopt()]))
+    writers = [node for node in state.members if ("writer", node) in state.ready]
+    node = writers[0] if writers else state.members[0]
+    if chosen.directory is None:
+        return _lead(state, node, [m.Initialise()])
+    assert chosen.base is not None
+    step = chosen.base.step
+    fields = {"step": step, "from": chosen.directory}
+    note = Note("resume", f"going on from the checkpoint of step {step}", fields)
+    begun, _ = _lead(state, node, [])
+    return begun, [note, *(_restore(begun) if writers else [])]
+
+
+def _restore(state: State) -> list[Action]:
+    """What the lead is told once it has a writer, if it has to read a checkpoint."""
+    chosen = state.base
+    if state.lead is None or chosen is None or chosen.directory is None or state.plan is not None:
+        return []
+    return [Tell(state.lead, m.Restore(chosen.directory))]
+
+
+def _started(state: State, node: int, step: int, attempt: int) -> Turn:
+    """A member holds the state. After the first one the others follow; after the last one training begins."""
+    if node not in state.awaited:
+        return state, []
+    awaited = state.awaited - {node}
+    if node == state.lead:
+        state = replace(state, step=step)
+        others = [n for n in state.members if n != node]
+        awaited = frozenset(others)
+        actions: list[Action] = [Tell(n, _follow(state, n, step, attempt)) for n in others]
+    else:
+        actions = []
+    state = replace(state, awaited=awaited)
+    if awaited:
+        return state, actions
+    if state.plan is None:
+        assert state.base is not None
+        return replace(state, recording=True), [*actions, RecordBase(state.base.base)]
+    return _then(actions, _train(state, attempt))
+
+
+def _follow(state: State, node: int, step: int, attempt: int) -> m.Command:
+    """How a member gets to where the lead is: it is there already, makes the one step, or copies the state."""
+    assert state.lead is not None
+    lead, mine = state.found[state.lead], state.found[node].found
+    if mine is not None and lead.found is not None and lead.found.step == step:
+        if (mine.attempt, mine.step) == (lead.found.attempt, step):
+            return m.Adopt()
+        if state.plan is not None and lead.found.attempt == attempt and _ours(state, node) == step - 1:
+            return m.Replay(lead.address, lead.found.epoch, mine.step)
+    return m.Copy(lead.address, step)
+
+
+def _fall_back(state: State, directory: str, error: Exception, attempt: int) -> Turn:
+    """A checkpoint could not be read: if it is bad take the one before it, else the storage is to blame."""
+    if not isinstance(error, CheckpointError):
+        return _failed(state, error), []
+    bad = (*state.bad, directory)
+    note = Note("fall-back", f"{directory} is bad, falling back: {error}", {"directory": directory})
+    back = replace(state, phase=Phase.PREPARING, bad=bad, lead=None, awaited=frozenset())
+    return back, [note, _choose(back, str(error))]
+
+
+def _peer_failed(state: State, node: int, address: str, error: Exception, attempt: int) -> Turn:
+    """A member could not get what another one has: another round, in which those who are there find together."""
+    note = Note("peer", f"node {node} could not read from {address}: {error}", {"node": node})
+    if state.phase is Phase.PREPARING:
+        return state, [note]
+    return _then([note], _round(state, attempt))
+
+
+def _train(state: State, attempt: int) -> Turn:
+    """Send the members off with a common plan."""
+    assert state.plan is not None
+    assert state.prepare is not None
+    shares = _shares(state, state.members)
+    cuts = spans(state.prepare.microbatches, shares if any(shares) else (1,) * len(shares))
+    members = tuple(
+        m.Member(node, state.found[node].address, low, high)
+        for node, (low, high) in zip(state.members, cuts, strict=True)
+    )
+    plan = replace(
+        state.plan,
+        epoch=state.epoch,
+        members=members if len(members) > 1 else (),
+        stored_step=state.stored_step,
+    )
+    phase = Phase.TRAINING if state.asked is None else Phase.STOPPING
+    actions = _tell(state.members, m.Train(plan, state.asked))
+    state = replace(state, phase=phase, shares=shares)
+    if state.epoch > 1 or len(members) > 1:
+        cut = ", ".join(f"node {member.node} {member.high - member.low}" for member in members)
+        text = f"{len(members)} nodes train together from step {state.step} (microbatches: {cut})"
+        fields = {"epoch": state.epoch, "nodes": list(state.members), "step": state.step}
+        actions.append(Note("epoch", text, fields))
+    return _then(actions, _settle(state, attempt))
+
+
+# -- checkpoints and the end -------------------------------------------------------------------------------
+
+
+def _written(state: State, node: int, event: m.CheckpointWritten) -> Turn:
+    """A member has stored its share; with the last one the checkpoint is whole."""
+    written = {**state.written, node: event}
+    state = replace(state, written=written, checkpoint_s=max(each.seconds for each in written.values()))
+    of_this = [n for n in state.members if n in written and written[n].directory == event.directory]
+    if of_this != [*state.members]:
+        return state, []
+    return state, [CommitCheckpoint(tuple(written[n] for n in state.members))]
+
+
+def _skipped(state: State, step: int, reason: str) -> Turn:
+    """A member did not begin a checkpoint: the others' shares of it are of no use."""
+    note = Note("checkpoint-skipped", f"checkpoint of step {step} skipped: {reason}", {"step": step})
+    if len(state.members) == 1:
+        return state, [note]
+    return replace(state, written={}), [note, *_tell(state.members, m.Settled(step, committed=False))]
+
+
+def _checkpoint_failed(state: State, step: int, error: Exception) -> Turn:
     note = Note("checkpoint-failed", f"checkpoint of step {step} given up: {error}", {"step": step})
     # Only the last checkpoint is tried again, so failures of one step are failures of that one.
     failures = state.failures + 1 if step == state.failed_step else 1
     final = isinstance(error, HoldfastError) and error.exit_code in (2, 4)  # no permission, superseded
     if final or failures >= MAX_FINAL_FAILURES:
         return _failed(state, error), [note]
-    return replace(state, failures=failures, failed_step=step), [note, Tell(m.Settled(step, False))]
+    state = replace(state, failures=failures, failed_step=step, written={})
+    return state, [note, *_tell(state.members, m.Settled(step, committed=False, tries=failures))]
 
 
-def _signalled(state: State, status: Status) -> tuple[State, list[Action]]:
-    """Stop with a checkpoint if training has begun; a second Ctrl-C does not wait for it."""
-    if state.phase is Phase.TRAINING:
-        stopping = replace(state, phase=Phase.STOPPING, status=status)
-        note = Note("stopping", f"{status.value}: stopping at the next step, with a checkpoint", {})
-        return stopping, [note, Tell(m.Stop(checkpoint=True))]
-    if state.phase is Phase.STOPPING and status is Status.PREEMPTED:
+def _signalled(state: State, status: Status, seconds_left: float | None, attempt: int) -> Turn:
+    """Stop, with a checkpoint if there is time for it; a second Ctrl-C does not wait for that."""
+    if state.asked is not None and status is Status.PREEMPTED:
         return state, []  # one notice is enough
-    return replace(state, phase=Phase.ENDED, status=status), []
+    if state.asked is not None or state.plan is None:
+        return replace(state, phase=Phase.ENDED, status=status), []
+    fits = seconds_left is None or state.checkpoint_s * CHECKPOINT_MARGIN <= seconds_left
+    how = "with a checkpoint" if fits else f"without a checkpoint, which takes {state.checkpoint_s:.1f} s"
+    note = Note("stopping", f"{status.value}: stopping at the next step, {how}", {})
+    state = replace(state, status=status, asked=m.Stop(checkpoint=fits))
+    if state.phase is not Phase.TRAINING:
+        return state, [note]  # the members will be told when they are sent off
+    if len(state.members) > 1:  # they have to stop at the same step
+        return _then([note], _round(state, attempt))
+    return replace(state, phase=Phase.STOPPING), [note, *_tell(state.members, m.Stop(checkpoint=fits))]
+
+
+def _finished(state: State, node: int, step: int, *, done: bool) -> Turn:
+    finished = state.finished | {node}
+    if finished != {*state.members}:
+        return replace(state, finished=finished), []
+    status = Status.DONE if done else state.status
+    return replace(state, phase=Phase.ENDED, status=status, step=step, finished=finished), []

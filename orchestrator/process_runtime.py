@@ -1,51 +1,103 @@
-"""The processes of a run as subprocesses of this one, on this machine."""
+"""The processes of a run as subprocesses on this machine; several nodes are groups of them."""
 
 from __future__ import annotations
 
 import os
-import secrets
+import re
+import select
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.machine import Exited
-from storage.errors import InfrastructureError
+from orchestrator.events import Exited, Heard, NodeLost, Place
+from orchestrator.runtime import DEAD_S, HEARTBEAT_S, START_S
 from workers.arithmetic import single_threaded_environment
-from workers.channel import Channel, address_for, connect, wait_readable
+from workers.channel import Channel, address_for, connect
 from workers.main import resolve
-from workers.messages import Command, Event, Progress
+from workers.messages import Command, Progress
+from workers.processes import ProcessId
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-AGENT_TIMEOUT_S = 60.0
-"""Seconds without an answer after which the agent is taken to be lost."""
+    from orchestrator.events import Event
 
 CLOSE_TIMEOUT_S = 5.0
-"""Seconds that agent, workers and writer have to end when the run does."""
+"""Seconds that agents, workers and writers have to end when the run does."""
+
+ROOM = 1 << 20
+"""Workers that fit on a node, as far as this runtime knows."""
+
+
+@dataclass(slots=True)
+class _Agent:
+    """The connections to an agent: one on which it is told, one on which it is heard."""
+
+    name: str
+    since: float
+    telling: Channel | None = None
+    listening: Channel | None = None
+    asked_at: float | None = None
+    heard: bool = False
+    outgoing: list[Command] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Child:
+    """A subprocess of this one."""
+
+    node: int
+    role: str
+    rank: int
+    generation: int
+    process: subprocess.Popen[bytes]
 
 
 class ProcessRuntime:
-    """One node: agent, writer and workers as subprocesses."""
+    """Agents, writers and workers as subprocesses.
 
-    def __init__(self, source: bytes) -> None:
+    Agents have names made of `invocation`, which the coordinators of one `holdfast run` share: a successor
+    finds the agents of the one before it. They end with `supervisor`.
+    """
+
+    def __init__(self, source: bytes, nodes: int, invocation: str, supervisor: ProcessId) -> None:
         self._source = source
-        self._name = address_for(secrets.token_hex(8)).replace("\0", "@")
-        self._processes: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
-        self._channel: Channel | None = None
-        self._outgoing: list[Command] = []
-        self._asked_at: float | None = None  # when the call under way was sent; one at a time
-        self._created_at = time.monotonic()
-        self._progress = Progress()
+        self._nodes = nodes
+        self._invocation = invocation
+        self._supervisor = supervisor
+        self._agents: dict[int, _Agent] = {}
+        self._children: list[_Child] = []
+        self._progress: dict[int, Progress] = {}
+        self._found = _listening(invocation)
 
-    def start(self, role: str, rank: int, generation: int) -> None:
+    def places(self) -> Mapping[int, Place]:
+        """Every node; those with an agent of an earlier coordinator say so."""
+        return {node: Place(ROOM, node, self._found.get(node)) for node in range(self._nodes)}
+
+    def start(self, node: int, role: str, rank: int, generation: int) -> None:
         """Start a subprocess; its standard output goes to our standard error."""
+        if role == "agent":
+            name = _name(self._invocation, node, generation)
+            self._agents[node] = _Agent(name, time.monotonic())
+            self._progress.pop(node, None)
+            if self._found.get(node) == generation:
+                return
         # -P: the user's working directory must not hide our packages; a job's imports come with its source.
         command = [sys.executable, "-P", "-m", "workers.main", role]
-        command += ["--address", self._name, "--rank", str(rank), "--generation", str(generation)]
+        command += [
+            "--address",
+            self._agents[node].name,
+            "--rank",
+            str(rank),
+            "--generation",
+            str(generation),
+        ]
+        if role == "agent":
+            command += ["--supervisor", f"{self._supervisor.pid}:{self._supervisor.started}"]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -57,60 +109,137 @@ class ProcessRuntime:
             if role == "worker":
                 process.stdin.write(self._source)
             process.stdin.close()
-        self._processes[role, rank] = process
+        self._children.append(_Child(node, role, rank, generation, process))
 
-    def exchange(self, commands: Sequence[Command], timeout_s: float) -> tuple[list[Event], Progress]:
-        """One round with the agent over its control socket; a hung agent holds nobody up."""
-        self._outgoing += commands
-        try:
-            if self._channel is None:
-                self._channel = self._connect(timeout_s)
-                if self._channel is None:
-                    return [], self._progress
-            if self._asked_at is None:
-                self._channel.send(self._outgoing, timeout_s)
-                self._outgoing = []
-                self._asked_at = time.monotonic()
-            if not wait_readable(self._channel.fileno(), timeout_s + 1.0):
-                self._check_silence(self._asked_at)
-                return [], self._progress
-            events, self._progress = self._channel.receive()
-            self._asked_at = None
-        except (EOFError, OSError) as error:
-            self._channel = None
-            raise InfrastructureError(f"the agent of this node is gone ({error})") from error
-        return events, self._progress
+    def exchange(
+        self, attempt: int, commands: Sequence[tuple[int, Command]], timeout_s: float
+    ) -> tuple[list[Event], Mapping[int, Progress]]:
+        """One round with the agents over their control sockets; a hung one holds nobody up."""
+        for node, command in commands:
+            if node in self._agents:
+                self._agents[node].outgoing.append(command)
+        events: list[Event] = []
+        for node, agent in [*self._agents.items()]:
+            try:
+                self._speak(agent, attempt)
+            except (EOFError, OSError) as error:
+                events.append(self._lost(node, str(error)))
+        waiting = {a.listening.fileno(): n for n, a in self._agents.items() if a.listening is not None}
+        poll = select.poll()
+        for descriptor in waiting:
+            poll.register(descriptor, select.POLLIN)
+        connecting = len(waiting) < len(self._agents)
+        for descriptor, _ in poll.poll(
+            0 if events else (min(timeout_s, 0.01) if connecting else timeout_s) * 1000
+        ):
+            node = waiting[descriptor]
+            try:
+                events += self._hear(node, self._agents[node])
+            except (EOFError, OSError) as error:
+                events.append(self._lost(node, str(error)))
+        for node, agent in [*self._agents.items()]:
+            if (silence := _silence(agent)) is not None:
+                events.append(self._lost(node, silence))
+        return [*events, *self._exited()], self._progress
 
-    def _connect(self, timeout_s: float) -> Channel | None:
-        try:
-            return connect(resolve(self._name + "-control"), timeout_s)
-        except TimeoutError:
-            self._check_silence(self._created_at)
-            return None
+    def _speak(self, agent: _Agent, attempt: int) -> None:
+        if agent.listening is None:
+            address = resolve(agent.name + "-control")
+            try:
+                agent.listening, agent.telling = connect(address, 0), connect(address, 0)
+            except TimeoutError:
+                return
+        assert agent.telling is not None
+        if agent.outgoing:
+            agent.telling.send("tell", attempt, agent.outgoing)
+            agent.outgoing = []
+        if agent.asked_at is None:
+            agent.listening.send("listen", attempt, HEARTBEAT_S)
+            agent.asked_at = time.monotonic()
 
-    def _check_silence(self, since: float) -> None:
-        if time.monotonic() - since > AGENT_TIMEOUT_S:
-            raise TimeoutError(f"no answer for {AGENT_TIMEOUT_S:.0f} s")
+    def _hear(self, node: int, agent: _Agent) -> list[Event]:
+        assert agent.listening is not None
+        answer = agent.listening.receive()
+        if len(answer) == 1:
+            raise answer[0]
+        events, self._progress[node] = answer
+        agent.asked_at, agent.heard = None, True
+        return [Heard(node, event) for event in events]
 
-    def exited(self) -> list[Exited]:
+    def _lost(self, node: int, cause: str) -> NodeLost:
+        """Give an agent up, with what is known of its end."""
+        agent = self._agents.pop(node)
+        for channel in (agent.listening, agent.telling):
+            if channel is not None:
+                channel.close()
+        self._found.pop(node, None)
+        self._progress.pop(node, None)
+        for child in self._children:
+            if (child.node, child.role) == (node, "agent"):
+                with suppress(subprocess.TimeoutExpired):
+                    cause = _cause(child.process.wait(0.2))
+        return NodeLost(node, cause)
+
+    def _exited(self) -> list[Event]:
         """Subprocesses that have ended, reaped."""
-        ended = [(key, p.returncode) for key, p in self._processes.items() if p.poll() is not None]
-        for key, _ in ended:
-            del self._processes[key]
-        return [Exited(role, rank, _cause(code)) for (role, rank), code in ended]
+        ended = [child for child in self._children if child.process.poll() is not None]
+        self._children = [child for child in self._children if child not in ended]
+        events: list[Event] = []
+        for child in ended:
+            cause = _cause(child.process.returncode)
+            if child.role != "agent":
+                events.append(Exited(child.node, child.role, child.rank, child.generation, cause))
+            elif child.node in self._agents:
+                events.append(self._lost(child.node, cause))
+        return events
+
+    def abandon(self, node: int) -> None:
+        """Kill the subprocesses of a node."""
+        if node in self._agents:
+            self._lost(node, "")
+        for child in self._children:
+            if child.node == node:
+                child.process.kill()
 
     def close(self) -> None:
-        """Let the agent end its workers; kill what is left."""
-        if self._channel is not None:
-            self._channel.close()
-        deadline = time.monotonic() + (CLOSE_TIMEOUT_S if self._channel is not None else 0)
-        for process in self._processes.values():
+        """Let the agents end their workers; kill what is left."""
+        connected = any(agent.listening is not None for agent in self._agents.values())
+        for agent in self._agents.values():
+            for channel in (agent.listening, agent.telling):
+                if channel is not None:
+                    channel.close()
+        deadline = time.monotonic() + (CLOSE_TIMEOUT_S if connected else 0)
+        for child in self._children:
             try:
-                process.wait(max(0.0, deadline - time.monotonic()))
+                child.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._processes.clear()
+                child.process.kill()
+                child.process.wait()
+        self._children.clear()
+        self._agents.clear()
+
+
+def _name(invocation: str, node: int, generation: int) -> str:
+    return address_for(f"{invocation}-{node}-{generation}").replace("\0", "@")
+
+
+def _listening(invocation: str) -> dict[int, int]:
+    """The newest agents of this invocation that listen on this machine: node -> generation."""
+    pattern = re.compile(rf"@holdfast-{re.escape(invocation)}-(\d+)-(\d+)-control$", re.MULTILINE)
+    found: dict[int, int] = {}
+    with suppress(OSError), open("/proc/net/unix", encoding="ascii", errors="replace") as file:
+        for node, generation in pattern.findall(file.read()):
+            found[int(node)] = max(found.get(int(node), 0), int(generation))
+    return found
+
+
+def _silence(agent: _Agent) -> str | None:
+    """That an agent has not answered in time, in words; None if it still may."""
+    if agent.heard and agent.asked_at is not None:
+        silent = time.monotonic() - agent.asked_at - HEARTBEAT_S
+        return f"it was silent for {silent:.1f} s" if silent > DEAD_S else None
+    waited = time.monotonic() - agent.since
+    return f"it did not answer for {waited:.0f} s" if not agent.heard and waited > START_S else None
 
 
 def _cause(returncode: int) -> str:

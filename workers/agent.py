@@ -1,7 +1,7 @@
 """The agent of a node: it owns the shared memory, gives out work, is the barrier and commits steps.
 
-`AgentLoop.run` is a single-threaded loop over Unix sockets and pidfds; `exchange` is how the coordinator
-speaks with it from another thread. What is trained next is decided in `Training`, which does no waiting.
+`AgentLoop.run` is a single-threaded loop over Unix sockets and pidfds; `tell` and `listen` are how the
+coordinator speaks with it, from other threads. What is trained next is decided in `Training`, which does no waiting.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from storage.errors import Superseded
 from workers.channel import Channel, accept, listen, wait_readable
 from workers.messages import Close, Command, Event, Progress
-from workers.processes import ProcessId
+from workers.processes import ProcessId, is_alive
 from workers.training import Training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LEASE_S = 10.0
-"""Seconds without a word from a coordinator after which an agent ends itself and its workers."""
+LEASE_S = 30.0
+"""Seconds without a word from a coordinator after which an agent ends itself and its workers.
+
+Its training goes on meanwhile: a successor finds it at work.
+"""
 
 LEAVE_TIMEOUT_S = 2.0
 """Seconds that a worker or writer has to leave before it is killed."""
@@ -34,13 +38,14 @@ LEAVE_TIMEOUT_S = 2.0
 class _Connection:
     """A `Peer` with its channel, and the pidfd that tells of its end."""
 
-    __slots__ = ("channel", "id", "pidfd", "process", "rank", "ready", "role")
+    __slots__ = ("channel", "generation", "id", "pidfd", "process", "rank", "ready", "role")
 
     def __init__(self, number: int, channel: Channel) -> None:
         self.id = number
         self.channel: Channel | None = channel
         self.role = ""
         self.rank = 0
+        self.generation = 0
         self.ready = False
         self.pidfd = -1
         self.process = ProcessId(0, 0)
@@ -53,12 +58,25 @@ class _Connection:
 
 
 class AgentLoop:
-    """Serves workers, writers and a coordinator until closed or left alone for `lease_s`."""
+    """Serves workers, writers and one coordinator after another until closed or left alone for `lease_s`.
 
-    def __init__(self, address: str, *, lease_s: float = LEASE_S) -> None:
+    Other nodes reach it at `host`. Where `supervisor` is a process of this machine, without which no
+    successor will come, the lease ends with it.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        host: str = "127.0.0.1",
+        lease_s: float = LEASE_S,
+        supervisor: ProcessId | None = None,
+    ) -> None:
         self.address = address
         self._lease_s = lease_s
-        self._training = Training()
+        self._supervisor = supervisor
+        self._training = Training(host, self._call)
+        self._attempt = 0
         self._selector = selectors.DefaultSelector()
         self._inbox: deque[Command] = deque()
         self._condition = threading.Condition()
@@ -73,17 +91,33 @@ class AgentLoop:
 
     # -- the coordinator's side: any thread ---------------------------------------------------------------
 
-    def exchange(self, commands: Sequence[Command], timeout_s: float) -> tuple[list[Event], Progress]:
-        """Hand over commands; wait until something happened, `timeout_s` at most, and return it."""
+    def tell(self, attempt: int, commands: Sequence[Command]) -> None:
+        """Hand over commands. Raises Superseded if a coordinator of a higher attempt has spoken."""
         with self._condition:
-            self._last_word = time.monotonic()
-            if commands:
-                self._inbox.extend(commands)
-                self._wake.send(b"\0")
+            self._serve(attempt)
+            self._inbox.extend(commands)
+            self._call()
+
+    def listen(self, attempt: int, timeout_s: float) -> tuple[list[Event], Progress]:
+        """What happened since the last call; waits for something, `timeout_s` at most. Raises Superseded."""
+        with self._condition:
+            self._serve(attempt)
             self._condition.wait_for(lambda: bool(self._outbox) or self._closed, timeout_s)
+            self._serve(attempt)  # if another came meanwhile, it is told and not this one
             events, self._outbox = self._outbox, []
-            self._last_word = time.monotonic()
             return events, self._progress
+
+    def _serve(self, attempt: int) -> None:
+        if attempt < self._attempt:
+            raise Superseded(f"attempt {self._attempt} has taken the nodes over: attempt {attempt} stops")
+        if attempt > self._attempt:
+            self._attempt, self._outbox = attempt, []  # what an older one did not hear is not for it
+        self._last_word = time.monotonic()
+
+    def _call(self) -> None:
+        """Have the loop look at what there is; from any thread."""
+        with suppress(BlockingIOError):  # it has been called already
+            self._wake.send(b"\0")
 
     # -- the loop -----------------------------------------------------------------------------------------
 
@@ -92,6 +126,8 @@ class AgentLoop:
         listener = listen(self.address)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._woken, selectors.EVENT_READ, self._obey)
+        self._wake.setblocking(False)
+        self._watch_supervisor()
         self._last_word = time.monotonic()
         try:
             while not self._closed:
@@ -107,6 +143,22 @@ class AgentLoop:
             with self._condition:
                 self._closed = True
                 self._condition.notify_all()
+
+    def _watch_supervisor(self) -> None:
+        if self._supervisor is None:
+            return
+        try:
+            pidfd = os.pidfd_open(self._supervisor.pid)
+        except ProcessLookupError:
+            self._closed = True
+            return
+        if not is_alive(self._supervisor):
+            self._closed = True
+
+        def gone(_: object) -> None:
+            self._closed = True
+
+        self._selector.register(pidfd, selectors.EVENT_READ, gone)
 
     def _publish(self) -> None:
         events = self._training.take_events()
@@ -134,6 +186,7 @@ class AgentLoop:
                 self._closed = True
                 return
             self._training.obey(command)
+        self._training.listen()
 
     def _read(self, peer: _Connection) -> None:
         if peer.channel is None:
@@ -150,8 +203,8 @@ class AgentLoop:
                 peer.ready = peer.ready or kind == "ready"
                 self._training.hear(peer, kind, *arguments)
 
-    def _watch(self, peer: _Connection, role: str, rank: int, pid: int) -> None:
-        peer.role, peer.rank = role, rank
+    def _watch(self, peer: _Connection, role: str, rank: int, pid: int, generation: int = 0) -> None:
+        peer.role, peer.rank, peer.generation = role, rank, generation
         peer.process = ProcessId.of(pid)
         with suppress(ProcessLookupError):
             peer.pidfd = os.pidfd_open(pid)

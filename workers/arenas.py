@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from glob import escape as glob_escape
+from glob import glob
 
 from storage.errors import InfrastructureError
 from workers.processes import ProcessId, end_process, shared_memory_directory
 from workers.state import Arena, ArenaSpec
 
 
-def arena_path(place_id: str) -> str:
-    """Where a run's arena is on this node."""
-    return os.path.join(shared_memory_directory(), f"holdfast-{place_id}")
+def arena_path(place_id: str, slot: int = 0) -> str:
+    """Where a run's arena is on this node; `slot` numbers the nodes that share one machine."""
+    return os.path.join(shared_memory_directory(), f"holdfast-{place_id}" + (f".{slot}" if slot else ""))
 
 
-def open_arena(spec: ArenaSpec) -> Arena:
+def parts_path(arena: str) -> str:
+    """Where the sums lie that the owner of an arena exchanges with other nodes."""
+    return f"{arena}.parts"
+
+
+def open_arena(spec: ArenaSpec, slot: int = 0) -> Arena:
     """The arena of a run, owned by this process: the one that is left on the node, else a new one.
 
     A surviving owner and every process that could still write are ended first. An arena of another shape, or
     one that was never finished, is replaced. Raises SharedMemoryTooSmall.
     """
-    path = arena_path(spec.place_id)
+    path = arena_path(spec.place_id, slot)
+    with suppress(FileNotFoundError):
+        os.unlink(parts_path(path))  # what a killed agent exchanged with other nodes
     old: Arena | None = None
     with suppress(FileNotFoundError, ValueError):
         old = Arena.attach(path)
@@ -53,15 +62,20 @@ def _replace(old: Arena, spec: ArenaSpec) -> Arena:
 
 def discard_arena(place_id: str, step: int) -> None:
     """Delete what a killed run left on this node, unless it is beyond `step`, after ending its processes."""
-    try:
-        arena = Arena.attach(arena_path(place_id))
-    except (FileNotFoundError, ValueError):
-        return
-    _take_over(arena)
-    commit = arena.committed()
-    if commit is None or commit.step <= step:
-        arena.remove()
-    arena.close()
+    for path in glob(arena_path(glob_escape(place_id)) + "*"):
+        if path.endswith(".parts"):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            continue
+        try:
+            arena = Arena.attach(path)
+        except (FileNotFoundError, ValueError):
+            continue
+        _take_over(arena)
+        commit = arena.committed()
+        if commit is None or commit.step <= step:
+            arena.remove()
+        arena.close()
 
 
 def _take_over(arena: Arena) -> None:

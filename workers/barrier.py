@@ -35,6 +35,7 @@ class Barrier:
         "_deaths",
         "_errors",
         "_free",
+        "_leaving",
         "_retiring",
         "_slots_of",
         "_todo",
@@ -52,18 +53,40 @@ class Barrier:
         self._errors: Counter[int] = Counter()
         self._avoid: dict[int, int] = {}  # item -> worker on which it raised
         self._use_slots = False
+        self._leaving: set[int] = set()
         self.slots: dict[int, int] = {}
         """Item -> slot of its accepted result."""
 
     @property
     def members(self) -> tuple[int, ...]:
         """Workers that can be given work."""
-        return tuple(self._busy)
+        return tuple(worker for worker in self._busy if worker not in self._leaving)
 
     @property
     def complete(self) -> bool:
         """Every item is done, and nobody who was superseded can write any more."""
         return not self._todo and not self._retiring and not any(self._busy.values())
+
+    @property
+    def idle(self) -> bool:
+        """Nobody is at work, and nobody who was superseded can write any more."""
+        return not self._retiring and not any(self._busy.values())
+
+    def abandon(self) -> None:
+        """Give up what nobody works on: the phase is over without having been completed."""
+        self._todo.clear()
+
+    def dismiss(self, worker: int) -> bool:
+        """Give a worker nothing more to do; True if it is doing nothing and can leave now."""
+        if worker in self._busy:
+            self._leaving.add(worker)
+        return not self._busy.get(worker)
+
+    def leave(self, worker: int) -> None:
+        """An idle worker leaves."""
+        assert not self._busy[worker]
+        del self._busy[worker]
+        self._leaving.discard(worker)
 
     def begin(self, items: Sequence[int], *, use_slots: bool) -> list[Assignment]:
         """Start a phase. The slots of the phase before last are free again if this one uses slots."""
@@ -111,6 +134,7 @@ class Barrier:
         Returns the item it was working on, how many workers that item has now cost, and the new assignments.
         """
         items = self._busy.pop(worker, [])
+        self._leaving.discard(worker)
         if self._use_slots:
             self._retiring[worker] = [self._slots_of.pop((worker, item)) for item in items]
         else:
@@ -128,10 +152,11 @@ class Barrier:
 
     def _assign(self) -> list[Assignment]:
         count = min(len(self._todo), len(self._free)) if self._use_slots else len(self._todo)
-        if not self._busy or not count:
+        staying = [worker for worker in self._busy if worker not in self._leaving]
+        if not staying or not count:
             return []
         # Stable; `share` gives the rest to the last, the idlest.
-        workers = sorted(self._busy, key=lambda worker: -len(self._busy[worker]))
+        workers = sorted(staying, key=lambda worker: -len(self._busy[worker]))
         items = [self._todo.popleft() for _ in range(count)]
         mine: dict[int, list[int]] = {worker: [] for worker in workers}
         for worker, (low, high) in zip(workers, share(count, len(workers)), strict=True):

@@ -12,8 +12,10 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from storage.errors import Superseded
 from workers.agent import AgentLoop
-from workers.channel import accept, listen
+from workers.channel import Channel, accept, listen
+from workers.processes import ProcessId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,11 +28,14 @@ def main() -> None:
     parser.add_argument("--address", required=True, help="name of the agent's socket")
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--generation", type=int, default=0)
+    parser.add_argument("--supervisor", help="PID:STARTED of the process without which nobody comes back")
     arguments = parser.parse_args()
     _ignore_stops()
     address = resolve(arguments.address)
     if arguments.role == "agent":
-        loop = AgentLoop(address)
+        pid, _, started = (arguments.supervisor or "").partition(":")
+        supervisor = ProcessId(int(pid), int(started)) if pid else None
+        loop = AgentLoop(address, supervisor=supervisor)
         threading.Thread(target=serve_control, args=(loop, address + "-control"), daemon=True).start()
         loop.run()
     elif arguments.role == "writer":
@@ -71,18 +76,30 @@ def resolve(name: str) -> str:
 
 
 def serve_control(loop: AgentLoop, address: str) -> None:
-    """Let one coordinator after another call `loop.exchange` over a socket."""
+    """Let coordinators call `loop.tell` and `loop.listen`; who was superseded is told so and cut off."""
     listener = listen(address)
     while True:
         channel = accept(listener)
-        if channel is None:
-            continue
-        try:
-            while True:
-                commands, timeout_s = channel.receive()
-                channel.send(*loop.exchange(commands, timeout_s))
-        except (EOFError, OSError):
-            channel.close()  # the coordinator is gone; the lease runs
+        if channel is not None:
+            threading.Thread(target=_serve_coordinator, args=(loop, channel), daemon=True).start()
+
+
+def _serve_coordinator(loop: AgentLoop, channel: Channel) -> None:
+    try:
+        while True:
+            kind, attempt, argument = channel.receive()
+            try:
+                if kind == "tell":
+                    loop.tell(attempt, argument)
+                else:
+                    channel.send(*loop.listen(attempt, argument))
+            except Superseded as error:
+                channel.send(error)
+                return
+    except (EOFError, OSError):
+        pass  # the coordinator is gone; the lease runs
+    finally:
+        channel.close()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,23 @@ if TYPE_CHECKING:
     from storage.checkpoint import Compression, Part
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node that trains: where its agent serves others, and the microbatches [low, high) it computes."""
+
+    node: int
+    address: str
+    low: int
+    high: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How far to train, where to checkpoint and when; the same on every node."""
+    """How far to train, where to checkpoint and when, and with whom; the same on every node.
+
+    `members` are empty where there is no other node. `nonce` is the attempt's; `stored_step` is the step of
+    the last checkpoint that stands, -1 for none.
+    """
 
     attempt: int
     epoch: int
@@ -19,36 +33,64 @@ class Plan:
     steps: int
     checkpoint_every: int | None
     validate_every: int | None
+    nonce: str = ""
     compression: Compression = None
+    members: tuple[Member, ...] = ()
+    stored_step: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A worker or writer that is connected to an agent: the `generation`-th of its role and rank."""
+
+    role: str
+    rank: int
+    generation: int
+    pid: int
+    ready: bool
 
 
 # -- commands -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Prepare:
-    """Make the arena, or take over the one that is left of this run on the node."""
+class Greet:
+    """Who an agent works for from now on, and as which node; it answers `Greeted`."""
 
+    attempt: int
+    node: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Come to rest between two steps, and say which step the memory holds; it is made where there is none.
+
+    Begins an epoch: what is under way for an older one takes no effect. `slot` numbers the arenas of one
+    machine; with `peers`, other nodes are to be served.
+    """
+
+    attempt: int = 0
+    epoch: int = 0
     place_id: str
+    slot: int = 0
     seed: int
     batch_size: int
     microbatches: int
     shuffle: bool
+    url: str = ""
+    peers: bool = False
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Initialise:
     """Fill a buffer with the model's initial parameters and commit it as step 0."""
 
-    attempt: int
-
 
 @dataclass(frozen=True, slots=True)
 class Restore:
     """Read a checkpoint into a buffer and commit it as its step."""
 
-    attempt: int
-    url: str
     directory: str
 
 
@@ -58,18 +100,20 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True)
-class Train:
-    """Train by the plan until its last step is checkpointed."""
+class Copy:
+    """Copy the state that another node holds, and commit it as its step."""
 
-    plan: Plan
+    address: str
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """The checkpoint of this step was committed, or given up."""
+class Replay:
+    """Make the step that another node is ahead by: with the sums of the gradients that it has kept."""
 
+    address: str
+    epoch: int
     step: int
-    committed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +124,50 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Train:
+    """Train by the plan until its last step is checkpointed, or until the next step if `stop` says so."""
+
+    plan: Plan
+    stop: Stop | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """Let a worker finish what it is doing, and end it."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The checkpoint of this step was committed, or given up."""
+
+    step: int
+    committed: bool
+    tries: int = 0
+    """How often this checkpoint has been given up since the epoch began."""
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """End workers, writer and agent; `remove` deletes the arena."""
 
     remove: bool
 
 
-Command: TypeAlias = Prepare | Initialise | Restore | Adopt | Train | Settled | Stop | Close
+Command: TypeAlias = (
+    Greet | Prepare | Initialise | Restore | Adopt | Copy | Replay | Train | Dismiss | Settled | Stop | Close
+)
 
 
 # -- events ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Greeted:
+    """An agent serves; these processes are connected to it."""
+
+    processes: tuple[Process, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +177,7 @@ class Ready:
     role: str
     rank: int
     pid: int
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +197,14 @@ class Lost:
     ready: bool
     step: int
     phase: str
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """A process of the node was told that it is to be taken away."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +214,17 @@ class Found:
     attempt: int
     step: int
     fingerprint: dict[str, Any]
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The arena exists, and perhaps a state was found in it."""
+    """The arena exists, and perhaps a state was found in it; other nodes reach this one at `address`."""
 
     found: Found | None
     nbytes: int
+    epoch: int = 0
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +232,7 @@ class Started:
     """A state is committed; training can begin."""
 
     step: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +241,16 @@ class RestoreFailed:
 
     directory: str
     error: Exception
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFailed:
+    """What another node has could not be had: this node waits for the next epoch."""
+
+    address: str
+    error: Exception
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +259,7 @@ class CheckpointSkipped:
 
     step: int
     reason: str
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +272,7 @@ class CheckpointWritten:
     counters: dict[str, Any]
     metrics: dict[str, float]
     seconds: float
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +281,7 @@ class CheckpointFailed:
 
     step: int
     error: Exception
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +313,19 @@ class Finished:
 
     step: int
     done: bool
+    epoch: int = 0
 
 
 Event: TypeAlias = (
-    Ready
+    Greeted
+    | Ready
     | Described
     | Lost
+    | Noticed
     | Prepared
     | Started
     | RestoreFailed
+    | PeerFailed
     | CheckpointSkipped
     | CheckpointWritten
     | CheckpointFailed

@@ -14,6 +14,7 @@ class Peer(Protocol):
     id: int
     role: str
     rank: int
+    generation: int
     process: ProcessId
 
     def send(self, *message: object) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from blake3 import blake3
 
 from storage.checkpoint import Part, directory_name
 from workers.messages import CheckpointFailed, CheckpointWritten, Plan
@@ -39,52 +40,77 @@ class Saving:
         self._pin: _Pin | None = None
         self._since = 0.0
         self._metrics: dict[str, float] = {}
+        self._directory = ""
+        self._epoch = 0
+        self._given_up = (-1, 0)  # step of the checkpoint last given up, and how often
 
     def obstacle(self, writer: Peer | None) -> str | None:
         """Why no checkpoint can begin now; None if one can."""
         if self.step is not None:
             return f"the checkpoint of step {self.step} is still being written"
         if self._pin is not None or writer is None:
-            return "the writer is being replaced"
+            return "the writer is still busy, or is being replaced"
         return None
 
     def begin(
-        self, arena: Arena, writer: Peer, plan: Plan, buffer: int, step: int, metrics: dict[str, float]
+        self,
+        arena: Arena,
+        writer: Peer,
+        plan: Plan,
+        buffer: int,
+        step: int,
+        metrics: dict[str, float],
+        share: tuple[int, int],
     ) -> None:
-        """Pin the buffer and have the writer store it."""
+        """Pin the buffer and have the writer store its share: (number, count) of the nodes' writers."""
         assert self.obstacle(writer) is None
         arena.pin(buffer, writer.process)
         self._pin = _Pin(arena, buffer, writer.id)
         self.step, self._since, self._metrics = step, time.monotonic(), metrics
-        directory = directory_name(step, plan.attempt, secrets.token_hex(8))  # each try has its own
-        writer.send("write", buffer, step, plan.url, directory, plan.compression)
+        # Each try has a name of its own, which all nodes know without asking.
+        tries = self._given_up[1] if self._given_up[0] == step else 0
+        name = f"{plan.nonce} {plan.epoch} {step} {tries}".encode()
+        self._directory = directory_name(step, plan.attempt, blake3(name).hexdigest(8))
+        self._epoch = plan.epoch
+        writer.send("write", buffer, step, plan.url, self._directory, plan.compression, share)
 
-    def written(self, step: int, part: Part, directory: str) -> CheckpointWritten:
-        """The writer has stored everything; the buffer is free."""
+    def written(self, step: int, part: Part, directory: str) -> CheckpointWritten | None:
+        """The writer has stored everything; the buffer is free. None if nobody waits for it any more."""
         self._unpin()
+        if (self.step, self._directory) != (step, directory):
+            return None
         seconds = time.monotonic() - self._since
-        return CheckpointWritten(step, directory, part, {"iterations": step}, self._metrics, seconds)
+        counters = {"iterations": step}
+        return CheckpointWritten(step, directory, part, counters, self._metrics, seconds, self._epoch)
 
-    def failed(self, error: Exception) -> CheckpointFailed:
+    def failed(self, error: Exception) -> CheckpointFailed | None:
         """The writer could not store it; the buffer is free."""
-        assert self.step is not None
         self._unpin()
-        return CheckpointFailed(self.step, error)
+        return None if self.step is None else CheckpointFailed(self.step, error, self._epoch)
 
     def lost(self, error: Exception) -> CheckpointFailed | None:
         """The writer is dying; if it was reading, the pin stays until it is known to be gone."""
-        return CheckpointFailed(self.step, error) if self._pin is not None and self.step is not None else None
+        if self._pin is None or self.step is None:
+            return None
+        return CheckpointFailed(self.step, error, self._epoch)
+
+    def abandon(self) -> None:
+        """A new epoch begins: what is under way will not count."""
+        self.step, self._given_up = None, (-1, 0)
 
     def gone(self, writer: int) -> None:
         """The process is known to have ended."""
         if self._pin is not None and self._pin.writer == writer:
             self._unpin()
 
-    def settled(self, step: int, *, committed: bool) -> None:
-        """The coordinator has committed the checkpoint, or given it up."""
-        self.step = None
+    def settled(self, step: int, *, committed: bool, tries: int = 0) -> None:
+        """The coordinator has committed the checkpoint, or given it up for the `tries`-th time."""
+        if self.step == step:
+            self.step = None
         if committed:
             self.stored_step = step
+        else:
+            self._given_up = (step, tries)
 
     def _unpin(self) -> None:
         assert self._pin is not None

@@ -109,9 +109,12 @@ def combine(parts: Mapping[Node, T], count: int, add: Callable[[T, T], T]) -> T:
     return value((count - 1).bit_length(), 0)
 
 
-def tree_sum(leaves: Sequence[NDArray[Any]], work: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def tree_sum(
+    leaves: Sequence[NDArray[Any]], work: Sequence[NDArray[Any]], levels: Sequence[int] | None = None
+) -> NDArray[Any]:
     """Elementwise sum of equally shaped arrays along the tree; `work` is overwritten, `leaves` are not.
 
+    With `levels`, each of `leaves` is the value of a node of that level, and they cover the tree in order.
     `work` holds `tree_depth(len(leaves))` arrays of the leaves' shape. Returns one of them, or the leaf
     itself when there is only one.
     """
@@ -127,8 +130,8 @@ def tree_sum(leaves: Sequence[NDArray[Any]], work: Sequence[NDArray[Any]]) -> ND
             free.append(right)
         stack.append((level + 1, out, True))
 
-    for leaf in leaves:
-        stack.append((0, leaf, False))
+    for level, leaf in zip(levels or [0] * len(leaves), leaves, strict=True):
+        stack.append((level, leaf, False))
         while len(stack) > 1 and stack[-1][0] == stack[-2][0]:
             merge()
     while len(stack) > 1:  # promoted nodes: the shorter right part joins its left neighbour

@@ -82,24 +82,25 @@ class _Places:
 
     def __init__(self, spec: ArenaSpec) -> None:
         self.meta = json.dumps(spec.to_json(), sort_keys=True).encode()
-        self.aux = _page_up(3 * PAGE + len(self.meta))
+        self.aux = page_up(3 * PAGE + len(self.meta))
         offset = self.aux + NUM_BUFFERS * AUX_NBYTES
         self.arrays: list[dict[str, int]] = []
         for _ in range(NUM_BUFFERS):
             places = {}
             for array in spec.arrays:
                 places[array.name] = offset
-                offset = _page_up(offset + array.nbytes)
+                offset = page_up(offset + array.nbytes)
             self.arrays.append(places)
         self.slots: list[tuple[int, int]] = []
         for _ in range(spec.num_slots):
-            sums, grads = offset, _page_up(offset + spec.num_metrics * 16)
+            sums, grads = offset, page_up(offset + spec.num_metrics * 16)
             self.slots.append((sums, grads))
-            offset = _page_up(grads + spec.params.nbytes)
+            offset = page_up(grads + spec.params.nbytes)
         self.nbytes = offset
 
 
-def _page_up(offset: int) -> int:
+def page_up(offset: int) -> int:
+    """The next multiple of a page."""
     return -(-offset // PAGE) * PAGE
 
 
@@ -268,6 +269,10 @@ class Arena:
         start = self._aux_offset + buffer * AUX_NBYTES
         head = len(data).to_bytes(4, "little") + crc32c(data).to_bytes(4, "little")
         self._memory[start : start + 8 + len(data)] = head + data
+
+    def aux_bytes(self, buffer: int) -> NDArray[np.uint8]:
+        """The block beside `buffer`, as it is stored."""
+        return np.frombuffer(self._memory, np.uint8, AUX_NBYTES, self._aux_offset + buffer * AUX_NBYTES)
 
     def aux(self, buffer: int) -> dict[str, Any]:
         """What was stored beside `buffer`. Raises ValueError if it is damaged."""

@@ -98,17 +98,17 @@ def _dataset(value: object, what: str) -> Dataset:
     return value
 
 
-def mismatch(expected: dict[str, Any], found: dict[str, Any], rank: int) -> ConfigurationError | None:
+def mismatch(expected: dict[str, Any], found: dict[str, Any], who: str) -> ConfigurationError | None:
     """Why a worker cannot take part: its job or its arithmetic differs from the first worker's."""
     if (what := difference(expected["fingerprint"], found["fingerprint"])) is not None:
         return ConfigurationError(
-            f"worker {rank} computes with other bits than the first worker: {what}; run all workers on "
+            f"{who} computes with other bits than the first worker: {what}; run all workers on "
             "one kind of processor with one NumPy"
         )
     for key in expected.keys() - {"fingerprint"}:
         if expected[key] != found[key]:
             return ConfigurationError(
-                f"worker {rank} loaded another {key} than the first worker: the model and data functions "
+                f"{who} loaded another {key} than the first worker: the model and data functions "
                 "must give the same on every worker"
             )
     return None

@@ -15,29 +15,36 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from storage.errors import HoldfastError, InfrastructureError, UserCodeError
 from storage.layout import StateArray
-from workers.arenas import open_arena
+from workers.arenas import open_arena, parts_path
 from workers.barrier import Assignment, Barrier
+from workers.links import Links
 from workers.messages import (
     Adopt,
     CheckpointSkipped,
     Command,
+    Copy,
     Described,
+    Dismiss,
     Evaluated,
     Event,
     Failed,
     Finished,
     Found,
+    Greet,
+    Greeted,
     Initialise,
     Lost,
+    Noticed,
+    PeerFailed,
     Plan,
     Prepare,
     Prepared,
+    Process,
     Progress,
     Ready,
+    Replay,
     Restore,
     RestoreFailed,
     Retried,
@@ -46,8 +53,9 @@ from workers.messages import (
     Stop,
     Train,
 )
+from workers.reduction import Reduction, added
 from workers.saving import Saving
-from workers.schedule import batch_rows, segments, tree_depth, tree_sum
+from workers.schedule import batch_rows, segments, steps_per_epoch
 from workers.state import Arena, ArenaSpec
 from workers.task import averages, mismatch
 from workers.validation import Validation
@@ -73,7 +81,10 @@ class Phase(Enum):
     BLANK = "blank"
     INITIALISE = "initialise"
     RESTORE = "restore"
+    COPY = "copy"
     GRADIENT = "gradient"
+    REDUCE = "reduce"
+    EXCHANGE = "exchange"
     UPDATE = "update"
     EVALUATE = "evaluate"
     BOUNDARY = "boundary"
@@ -97,7 +108,7 @@ def _survivor(arena: Arena) -> _Survivor | None:
         return None
     try:
         aux = arena.aux(commit.buffer)
-        found = Found(commit.attempt, commit.step, aux["fingerprint"])
+        found = Found(commit.attempt, commit.step, aux["fingerprint"], commit.epoch)
         return _Survivor(found, commit.buffer, aux["metrics"])
     except (ValueError, KeyError):
         return None
@@ -106,7 +117,11 @@ def _survivor(arena: Arena) -> _Survivor | None:
 class Training:
     """One node's run: its arena, its barrier, and where it stands."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", wake: Callable[[], None] = lambda: None) -> None:
+        self._links = Links(host, wake)
+        self._node = 0
+        self._reduction: Reduction | None = None
+        self._resting: Prepare | None = None  # a new epoch begins as soon as nobody is at work
         self._events: list[Event] = []
         self._workers: dict[int, Peer] = {}  # ready ones
         self._writer: Peer | None = None
@@ -122,6 +137,12 @@ class Training:
         self._step = 0
         self._buffer = 0
         self._target = 0
+        self._copied_step = 0
+        self._replaying = False
+        self._stalled = False  # something could not be fetched: only a new epoch helps
+        self._pieces: list[tuple[int, list[int], int, int, int]] = []
+        self._addend_slots: list[int] = []
+        self._levels: list[int] = []
         self._segments: list[tuple[int, int]] = []
         self._metrics: dict[str, float] = {}
         self._validation: Validation | None = None
@@ -147,6 +168,8 @@ class Training:
 
         Writes the trace of step times, if HOLDFAST_TRACE names a file.
         """
+        self._close_reduction()
+        self._links.close()
         if self._arena is not None:
             commit = self._arena.committed()
             if remove_arena or commit is None or commit.step == 0:  # the seed makes step 0 anew
@@ -163,20 +186,26 @@ class Training:
         """Do what the coordinator asks; failures become events."""
         try:
             match command:
+                case Greet(_, node):
+                    self._greet(node)
                 case Prepare():
-                    self._open(command)
-                case Initialise(attempt):
-                    self._attempt = attempt
+                    self._resting = command
+                case Initialise():
                     self._phase = Phase.BLANK
-                case Restore(attempt, url, directory):
-                    self._restore(attempt, url, directory)
+                case Restore(directory):
+                    self._restore(directory)
                 case Adopt():
                     self._adopt()
-                case Train(plan):
-                    self._plan = plan
-                    self._phase = Phase.BOUNDARY
-                case Settled(step, committed):
-                    self._saving.settled(step, committed=committed)
+                case Copy(address, step):
+                    self._copy(address, step)
+                case Replay(address, epoch, step):
+                    self._replay(address, epoch, step)
+                case Train(plan, stop):
+                    self._train(plan, stop)
+                case Dismiss(rank):
+                    self._dismiss(rank)
+                case Settled(step, committed, tries):
+                    self._saving.settled(step, committed=committed, tries=tries)
                     self._resume_drain()
                 case Stop():
                     self._stop = command
@@ -187,45 +216,147 @@ class Training:
             self._fail(error)
         self._advance()
 
+    def _greet(self, node: int) -> None:
+        """Tell a coordinator that has found this agent what it has to know."""
+        self._node = node
+        workers = [*self._workers.values(), *([self._writer] if self._writer else [])]
+        processes = tuple(Process(p.role, p.rank, p.generation, p.process.pid, True) for p in workers)
+        self._events.append(Greeted(processes))
+        if self._description is not None:
+            self._events.append(Described(self._description))
+
+    def _rest(self) -> None:
+        """Nobody is at work: the epoch begins, and the coordinator is told which step the memory holds."""
+        command = self._resting
+        assert command is not None
+        self._resting = None
+        if self._arena is None:
+            self._open(command)
+        arena = self._ready_arena()
+        if command.attempt != self._attempt:
+            self._attempt = command.attempt
+        self._prepare = command
+        self._phase = Phase.IDLE
+        self._ticket += 1
+        self._stalled = self._replaying = False
+        self._barrier.abandon()
+        self._saving.abandon()
+        self._stop = None
+        self._survivor = _survivor(arena)
+        if self._survivor is not None:
+            self._step, self._buffer = self._survivor.found.step, self._survivor.buffer
+        address = self._links.open(command.token) if command.peers else ""
+        found = None if self._survivor is None else self._survivor.found
+        self._events.append(Prepared(found, arena.spec.nbytes, command.epoch, address))
+
     def _open(self, command: Prepare) -> None:
         description = self._description
         assert description is not None, "prepared before a worker described the job"
         arrays = tuple(StateArray.from_json(array) for array in description["arrays"])
         num_slots = command.microbatches + SPARE_SLOTS
         spec = ArenaSpec(command.place_id, arrays, num_slots, len(description["metrics"]))
-        self._arena = open_arena(spec)
+        self._arena = open_arena(spec, command.slot)
         self._prepare = command
         self._validation = Validation(description, command.batch_size)
         self._barrier = Barrier(num_slots)
-        self._survivor = _survivor(self._arena)
-        self._buffer = 0 if self._survivor is None else self._survivor.buffer
         for peer in [*self._workers.values(), *([self._writer] if self._writer else [])]:
             self._admit(peer)
-        found = None if self._survivor is None else self._survivor.found
-        self._events.append(Prepared(found, spec.nbytes))
 
-    def _restore(self, attempt: int, url: str, directory: str) -> None:
+    def _restore(self, directory: str) -> None:
+        prepare = self._ready_prepare()
         if self._writer is None:
             error = InfrastructureError(f"no writer is there to read {directory}")
-            self._events.append(RestoreFailed(directory, error))
+            self._events.append(RestoreFailed(directory, error, prepare.epoch))
             return
-        self._attempt = attempt
         self._target = self._ready_arena().spare_buffer(self._buffer)
         self._phase = Phase.RESTORE
         self._restoring = directory
-        self._writer.send("restore", self._target, url, directory)
+        self._writer.send("restore", self._target, prepare.url, directory)
 
     def _adopt(self) -> None:
         assert self._survivor is not None
         self._metrics = self._survivor.metrics
         self._started(self._survivor.found.step, self._survivor.buffer, stored=False)
 
+    def _copy(self, address: str, step: int) -> None:
+        """Fetch the state of another node into a buffer."""
+        prepare, arena = self._ready_prepare(), self._ready_arena()
+        self._target = arena.spare_buffer(self._buffer)
+        self._phase = Phase.COPY
+        self._copied_step = step
+        self._links.fetch_state(address, (prepare.attempt, prepare.epoch, step), arena, self._target)
+
+    def _copied(self) -> None:
+        arena = self._ready_arena()
+        aux = arena.aux(self._target)
+        self._metrics = aux["metrics"]
+        arena.commit(self._attempt, self._ready_prepare().epoch, self._copied_step, self._target, aux)
+        self._started(self._copied_step, self._target, stored=False)
+
+    def _replay(self, address: str, epoch: int, step: int) -> None:
+        """Make the step that another node is ahead by, with the sums that it has kept; else copy its state."""
+        reduction = self._reduction
+        if step != self._step or reduction is None or not reduction.replay(address, epoch, step):
+            self._copy(address, step + 1)
+            return
+        self._replaying = True
+        self._phase = Phase.EXCHANGE
+
+    def _train(self, plan: Plan, stop: Stop | None) -> None:
+        self._close_reduction()
+        self._plan, self._stop = plan, stop
+        self._saving.stored_step = max(self._saving.stored_step, plan.stored_step)
+        self._links.begin(plan.attempt, plan.epoch)
+        if plan.members:
+            self._open_reduction(plan)
+        self._phase = Phase.BOUNDARY
+
+    def _open_reduction(self, plan: Plan) -> None:
+        arena, prepare, description = self._ready_arena(), self._ready_prepare(), self._description
+        assert description is not None
+        samples, size = description["samples"], prepare.batch_size
+        last = steps_per_epoch(samples, size) - 1
+        rows = {batch_rows(samples, size, 0), batch_rows(samples, size, last)}
+        self._reduction = Reduction(
+            self._links.exchange,
+            parts_path(arena.path),
+            plan.members,
+            self._node,
+            (plan.attempt, plan.epoch),
+            [min(count, prepare.microbatches) for count in rows],
+            arena.spec.params.length,
+            arena.spec.num_metrics,
+        )
+        for peer in self._workers.values():
+            peer.send("share", self._reduction.memory.path, self._reduction.memory.count)
+
+    def _close_reduction(self) -> None:
+        if self._reduction is not None:
+            self._reduction.close()
+            self._reduction = None
+
+    def _dismiss(self, rank: int) -> None:
+        """A worker that is not needed any more leaves when it has finished what it is doing."""
+        for peer in self._workers.values():
+            if peer.rank == rank and self._barrier.dismiss(peer.id):
+                self._barrier.leave(peer.id)
+                del self._workers[peer.id]
+                peer.send("exit")
+                return
+
     def _started(self, step: int, buffer: int, *, stored: bool) -> None:
         self._step, self._buffer = step, buffer
         if stored:
             self._saving.stored_step = step
         self._phase = Phase.IDLE
-        self._events.append(Started(step))
+        prepare, arena = self._ready_prepare(), self._ready_arena()
+        if prepare.peers:
+            self._links.publish_state((prepare.attempt, prepare.epoch, step), arena, buffer)
+        self._events.append(Started(step, prepare.epoch))
+
+    def _ready_prepare(self) -> Prepare:
+        assert self._prepare is not None, "the node is not prepared"
+        return self._prepare
 
     def _ready_arena(self) -> Arena:
         assert self._arena is not None, "the arena is not prepared"
@@ -253,6 +384,8 @@ class Training:
                 self._written(*arguments)
             case "restored":
                 self._restored(*arguments)
+            case "notice":
+                self._events.append(Noticed(*arguments))
             case "failed" if peer.role == "writer":
                 self._writer_failed(*arguments)
             case "failed":
@@ -269,11 +402,11 @@ class Training:
             if self._description is None:
                 self._description = description
                 self._events.append(Described(description))
-            elif (error := mismatch(self._description, description, peer.rank)) is not None:
+            elif (error := mismatch(self._description, description, f"worker {peer.rank}")) is not None:
                 self._fail(error)
                 return
             self._workers[peer.id] = peer
-        self._events.append(Ready(peer.role, peer.rank, peer.process.pid))
+        self._events.append(Ready(peer.role, peer.rank, peer.process.pid, peer.generation))
         if self._arena is not None:
             self._admit(peer)
         if peer.role == "writer":
@@ -288,21 +421,23 @@ class Training:
             peer.send("open", arena.path)
             return
         peer.send("open", arena.path, prepare.seed, prepare.batch_size, prepare.microbatches, prepare.shuffle)
+        if self._reduction is not None:
+            peer.send("share", self._reduction.memory.path, self._reduction.memory.count)
         self._send(self._barrier.join(peer.id))
 
     def lose(self, peer: Peer) -> None:
         """A peer is dead, or is being killed: others do its work."""
         ready = peer.id in self._workers or peer is self._writer
         phase = self._phase
-        self._events.append(Lost(peer.role, peer.rank, peer.process.pid, ready, self._step, phase.value))
+        pid = peer.process.pid
+        self._events.append(Lost(peer.role, peer.rank, pid, ready, self._step, phase.value, peer.generation))
         if peer is self._writer:
             self._writer = None
             error = InfrastructureError(f"the writer (process {peer.process.pid}) died")
             if phase is Phase.RESTORE:
-                self._events.append(RestoreFailed(self._restoring, error))
-                self._phase = Phase.IDLE
-            elif (failed := self._saving.lost(error)) is not None:
-                self._events.append(failed)
+                self._restore_failed(error)
+            else:
+                self._report(self._saving.lost(error))
         elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier.members:
             item, deaths, assignments = self._barrier.lost(peer.id)
             if item is not None and deaths >= MAX_DEATHS:
@@ -326,10 +461,10 @@ class Training:
 
     # -- phases -------------------------------------------------------------------------------------------
 
-    def _begin(self, phase: Phase, num_items: int) -> None:
+    def _begin(self, phase: Phase, items: range) -> None:
         self._phase = phase
         self._ticket += 1
-        self._send(self._barrier.begin(range(num_items), use_slots=phase is Phase.GRADIENT))
+        self._send(self._barrier.begin(items, use_slots=phase is Phase.GRADIENT))
 
     def _send(self, assignments: list[Assignment]) -> None:
         if self._phase is Phase.ENDED:
@@ -340,10 +475,11 @@ class Training:
             match self._phase:
                 case Phase.GRADIENT:
                     message = (self._step, self._buffer, items, assignment.slots)
+                case Phase.REDUCE:
+                    message = (self._step, [self._pieces[i] for i in items])
                 case Phase.UPDATE:
-                    slots = [self._barrier.slots[i] for i in range(len(self._barrier.slots))]
                     pieces = [(i, *self._segments[i]) for i in items]
-                    message = (self._step, self._buffer, self._target, slots, pieces)
+                    message = (self._step, self._buffer, self._target, *self._addends(pieces))
                 case Phase.EVALUATE:
                     message = (self._buffer, items)
                 case Phase.INITIALISE:
@@ -353,8 +489,12 @@ class Training:
             self._workers[assignment.worker].send(self._phase.value, self._ticket, *message)
 
     def _done(self, peer: Peer, ticket: int, item: int, sums: Sums | None = None) -> None:
-        if ticket == self._ticket and self._barrier.done(peer.id, item) and sums is not None:
+        if ticket != self._ticket:
+            return
+        if self._barrier.done(peer.id, item) and sums is not None:
             self._ready_validation().collect(item, sums)
+        if peer.id in self._workers and peer.id not in self._barrier.members:
+            self._dismiss(peer.rank)
 
     def _raised(self, peer: Peer, ticket: int, item: int, error: HoldfastError) -> None:
         if ticket != self._ticket:
@@ -386,24 +526,67 @@ class Training:
         self._phase = Phase.ENDED
 
     def _advance(self) -> None:
-        """Go on through every phase that is complete."""
+        """Go on through every phase that is complete; where an epoch is to begin, only to the next rest."""
+        if self._resting is not None:
+            self._come_to_rest()
+            return
         ends: dict[Phase, Callable[[], None]] = {
             Phase.BLANK: self._begin_initialise,
             Phase.BOUNDARY: self._at_boundary,
             Phase.INITIALISE: self._end_initialise,
-            Phase.GRADIENT: self._begin_update,
-            Phase.UPDATE: self._commit_step,
+            Phase.GRADIENT: self._end_gradient,
+            Phase.REDUCE: self._end_reduce,
+            Phase.EXCHANGE: self._end_exchange,
+            Phase.UPDATE: self._end_update,
             Phase.EVALUATE: self._end_evaluation,
         }
         while self._phase in ends and self._barrier.complete:
+            if self._phase is Phase.EXCHANGE and not self._all_here():
+                return
             ends[self._phase]()
+
+    def _come_to_rest(self) -> None:
+        """Commit the step if its update is complete; rest as soon as nobody reads or writes the memory."""
+        if self._phase is Phase.RESTORE or not self._barrier.idle:
+            return
+        if self._phase is Phase.UPDATE and self._barrier.complete:
+            self._commit_step()
+            self._phase = Phase.IDLE
+        self._links.cancel()
+        if self._reduction is not None:
+            self._reduction.cancel()
+        if self._links.quiet and (self._reduction is None or self._reduction.quiet):
+            try:
+                self._rest()
+            except HoldfastError as error:
+                self._fail(error)
+
+    def listen(self) -> None:
+        """Look at what has been fetched from other nodes."""
+        for request, error in self._links.take():
+            copied = self._links.fetched(request)
+            where = copied or (self._reduction.fetched(request) if self._reduction is not None else None)
+            if where is None or self._resting is not None:
+                continue  # of an epoch that is over
+            if error is not None:
+                self._stalled = True
+                self._events.append(PeerFailed(where, error, self._ready_prepare().epoch))
+            elif copied is not None:
+                self._copied()
+        self._advance()
+
+    def _all_here(self) -> bool:
+        """Whether every part of the step's tree is on this node."""
+        assert self._reduction is not None
+        return self._reduction.quiet and not self._stalled
 
     def _begin_initialise(self) -> None:
         self._target = self._ready_arena().spare_buffer(self._buffer)
-        self._begin(Phase.INITIALISE, 1)
+        self._begin(Phase.INITIALISE, range(1))
 
     def _end_initialise(self) -> None:
-        self._ready_arena().commit(self._attempt, 0, 0, self._target, self._aux({}))
+        epoch = self._ready_prepare().epoch
+        self._ready_arena().commit(self._attempt, epoch, 0, self._target, self._aux({}))
         self._started(0, self._target, stored=False)
 
     def _begin_gradient(self) -> None:
@@ -412,26 +595,71 @@ class Training:
         rows = batch_rows(self._description["samples"], self._prepare.batch_size, self._step)
         if self._trace is not None:
             self._dispatched_ns = time.monotonic_ns()
-        self._begin(Phase.GRADIENT, min(rows, self._prepare.microbatches))
+        self._stalled = False
+        count = min(rows, self._prepare.microbatches)
+        mine = range(count) if self._reduction is None else self._reduction.begin(self._step, count)
+        self._begin(Phase.GRADIENT, mine)
+
+    def _end_gradient(self) -> None:
+        if self._reduction is None:
+            self._begin_update()
+            return
+        slots = self._barrier.slots
+        cuts = self._cuts()
+        self._pieces = []
+        for part in self._reduction.own():
+            leaves = [slots[i] for i in range(part.low, part.high)]
+            for low, high in cuts:
+                self._pieces.append((len(self._pieces), leaves, part.slot, low, high))
+        self._begin(Phase.REDUCE, range(len(self._pieces)))
+
+    def _end_reduce(self) -> None:
+        assert self._reduction is not None
+        sums = self._ready_arena().sums
+        self._reduction.publish([sums[slot] for _, slot in sorted(self._barrier.slots.items())])
+        self._phase = Phase.EXCHANGE
+
+    def _end_exchange(self) -> None:
+        assert self._reduction is not None
+        self._addend_slots, self._levels = self._reduction.finish()
+        self._begin_update()
+
+    def _addends(self, pieces: list[tuple[int, int, int]]) -> tuple[object, ...]:
+        """What an update adds up: this node's slots, or the parts of all nodes with their levels."""
+        if self._reduction is None:
+            return [self._barrier.slots[i] for i in range(len(self._barrier.slots))], pieces
+        return self._addend_slots, pieces, self._levels
+
+    def _cuts(self) -> list[tuple[int, int]]:
+        return segments(self._ready_arena().spec.params.length, max(1, len(self._barrier.members)))
 
     def _begin_update(self) -> None:
-        arena = self._ready_arena()
-        self._target = arena.spare_buffer(self._buffer)
-        self._segments = segments(arena.spec.params.length, max(1, len(self._barrier.members)))
-        self._begin(Phase.UPDATE, len(self._segments))
+        self._target = self._ready_arena().spare_buffer(self._buffer)
+        self._segments = self._cuts()
+        self._begin(Phase.UPDATE, range(len(self._segments)))
 
     def _commit_step(self) -> None:
         arena, plan, description = self._ready_arena(), self._plan, self._description
         assert plan is not None
         assert description is not None
-        sums = [arena.sums[self._barrier.slots[i]] for i in range(len(self._barrier.slots))]
-        work = list(np.empty((tree_depth(len(sums)), *sums[0].shape)))
-        self._metrics = averages(description["metrics"], tree_sum(sums, work))
+        if self._reduction is None:
+            totals = added([arena.sums[self._barrier.slots[i]] for i in range(len(self._barrier.slots))])
+        else:
+            totals = self._reduction.totals()
+        self._metrics = averages(description["metrics"], totals)
         arena.commit(plan.attempt, plan.epoch, self._step + 1, self._target, self._aux(self._metrics))
         self._step, self._buffer = self._step + 1, self._target
         if self._trace is not None:
             self._trace.append((self._step, self._dispatched_ns, time.monotonic_ns()))
-        self._at_boundary()
+
+    def _end_update(self) -> None:
+        """The step is made. One that was made again for a node that is ahead goes no further."""
+        self._commit_step()
+        if self._replaying:
+            self._replaying = False
+            self._started(self._step, self._buffer, stored=False)
+        else:
+            self._at_boundary()
 
     def _aux(self, metrics: dict[str, float]) -> dict[str, Any]:
         """What is kept beside a buffer."""
@@ -450,8 +678,9 @@ class Training:
         assert plan is not None
         done = self._step >= plan.steps
         stopping = self._stop is not None and not done
-        if validation.due(self._step, plan.validate_every, last=done) and not stopping:
-            self._begin(Phase.EVALUATE, validation.num_batches)
+        first = not plan.members or plan.members[0].node == self._node  # one node evaluates for all
+        if first and validation.due(self._step, plan.validate_every, last=done) and not stopping:
+            self._begin(Phase.EVALUATE, range(validation.num_batches))
             return
         if done or self._stop is not None:
             self._drain(done=done)
@@ -472,7 +701,8 @@ class Training:
                 self._checkpoint()
             return
         self._phase = Phase.ENDED
-        self._events.append(Finished(self._step, done))
+        assert self._plan is not None
+        self._events.append(Finished(self._step, done, self._plan.epoch))
 
     def _resume_drain(self) -> None:
         """Something that a drain, or a stop of an idle node, may be waiting for has happened."""
@@ -483,26 +713,40 @@ class Training:
         """Have the committed buffer stored, if that can be; training goes on at once."""
         assert self._plan is not None
         if (reason := self._saving.obstacle(self._writer)) is not None:
-            self._events.append(CheckpointSkipped(self._step, reason))
+            self._events.append(CheckpointSkipped(self._step, reason, self._plan.epoch))
             return
         assert self._writer is not None
         metrics = self._metrics | self._ready_validation().metrics_of(self._step)
         arena = self._ready_arena()
-        self._saving.begin(arena, self._writer, self._plan, self._buffer, self._step, metrics)
+        nodes = [member.node for member in self._plan.members] or [self._node]
+        share = (nodes.index(self._node), len(nodes))
+        self._saving.begin(arena, self._writer, self._plan, self._buffer, self._step, metrics, share)
 
     def _written(self, step: int, part: Part, directory: str) -> None:
-        self._events.append(self._saving.written(step, part, directory))
+        self._report(self._saving.written(step, part, directory))
         self._resume_drain()
 
+    def _report(self, event: Event | None) -> None:
+        if event is not None:
+            self._events.append(event)
+
     def _restored(self, step: int, metrics: dict[str, float]) -> None:
+        if self._resting is not None:
+            self._phase = Phase.IDLE  # another epoch has begun: it will be read anew if it is needed
+            return
         self._metrics = metrics
-        self._ready_arena().commit(self._attempt, 0, step, self._target, self._aux(metrics))
+        epoch = self._ready_prepare().epoch
+        self._ready_arena().commit(self._attempt, epoch, step, self._target, self._aux(metrics))
         self._started(step, self._target, stored=True)
+
+    def _restore_failed(self, error: Exception) -> None:
+        self._phase = Phase.IDLE
+        if self._resting is None:
+            self._events.append(RestoreFailed(self._restoring, error, self._ready_prepare().epoch))
 
     def _writer_failed(self, kind: str, error: Exception) -> None:
         if kind == "write":
-            self._events.append(self._saving.failed(error))
+            self._report(self._saving.failed(error))
             self._resume_drain()
         else:
-            self._phase = Phase.IDLE
-            self._events.append(RestoreFailed(self._restoring, error))
+            self._restore_failed(error)

@@ -16,6 +16,7 @@ import numpy as np
 from storage.errors import HoldfastError, UserCodeError
 from workers.channel import Channel, connect
 from workers.faults import Fault, planned_fault
+from workers.parts import Parts
 from workers.rng import Purpose, Streams
 from workers.schedule import batch_indices, microbatches, tree_depth, tree_sum
 from workers.state import Arena
@@ -31,7 +32,7 @@ CONNECT_TIMEOUT_S = 60.0
 def run_worker(address: str, rank: int, generation: int, source: bytes) -> None:
     """Serve the agent at `address` until it ends the connection."""
     channel = connect(address, CONNECT_TIMEOUT_S)
-    channel.send("join", "worker", rank, os.getpid())
+    channel.send("join", "worker", rank, os.getpid(), generation)
     released = end_with(channel)
     try:
         fault = planned_fault("worker", rank, generation)
@@ -91,8 +92,13 @@ class Worker:
         self._params = [buffer["params"][:length] for buffer in arena.buffers]
         self._states = [[b[a.name][:length] for a in arena.spec.arrays[1:]] for b in arena.buffers]
         self._grads = [grads[:length] for grads in arena.grads]
+        self._parts: Parts | None = None  # of several nodes' gradients
         self._work = np.empty((tree_depth(num_microbatches) + 2, min(BLOCK, max(length, 1))), np.float32)
         self._sums_work = np.empty((tree_depth(num_microbatches), arena.spec.num_metrics, 2))
+
+    def share(self, path: str, count: int) -> None:
+        """Map the memory in which gradients of several nodes come together."""
+        self._parts = Parts(path, count, self._arena.spec.params.length, self._arena.spec.num_metrics)
 
     def initialise(self, ticket: int, buffer: int, items: tuple[int, ...]) -> None:
         """Fill a buffer with the initial state."""
@@ -135,13 +141,19 @@ class Worker:
         target: int,
         slots: list[int],
         items: list[tuple[int, int, int]],
+        levels: list[int] | None = None,
     ) -> None:
-        """Sum the slots along the tree and apply the optimizer, for segments (item, start, stop)."""
+        """Sum the slots along the tree and apply the optimizer, for segments (item, start, stop).
+
+        With `levels`, the slots are parts of several nodes, of those levels of the tree.
+        """
         optimizer = self._task.engine.optimizer
         params, new_params = self._params[source], self._params[target]
         states, new_states = self._states[source], self._states[target]
-        leaves = [self._grads[slot] for slot in slots]
-        sums = tree_sum([self._arena.sums[slot] for slot in slots], list(self._sums_work))
+        memory = self._arena if levels is None else self._parts
+        assert memory is not None
+        leaves = [self._grads[slot] if levels is None else memory.grads[slot] for slot in slots]
+        sums = tree_sum([memory.sums[slot] for slot in slots], list(self._sums_work), levels)
         weight = np.float32(sums[0, 1] or 1.0)  # without any weight the gradient is zero
         work, mean, scratch = self._work[:-2], self._work[-2], self._work[-1]
         for item, start, stop in items:
@@ -150,7 +162,7 @@ class Worker:
                 for low in range(start, stop, BLOCK):
                     high = min(low + BLOCK, stop)
                     size = high - low
-                    total = tree_sum([leaf[low:high] for leaf in leaves], [w[:size] for w in work])
+                    total = tree_sum([leaf[low:high] for leaf in leaves], [w[:size] for w in work], levels)
                     np.divide(total, weight, out=mean[:size])
                     optimizer.update(
                         step,
@@ -166,6 +178,18 @@ class Worker:
             except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
+            self._channel.send("done", ticket, item)
+
+    def reduce(self, ticket: int, step: int, items: list[tuple[int, list[int], int, int, int]]) -> None:
+        """Add slots up to parts of the tree: (item, slots, part, start, stop) each."""
+        assert self._parts is not None
+        work = self._work[:-2]
+        for item, slots, part, start, stop in items:
+            self._strike(step, "reduce")
+            leaves, out = [self._grads[slot] for slot in slots], self._parts.grads[part]
+            for low in range(start, stop, BLOCK):
+                high = min(low + BLOCK, stop)
+                out[low:high] = tree_sum([leaf[low:high] for leaf in leaves], [w[: high - low] for w in work])
             self._channel.send("done", ticket, item)
 
     def evaluate(self, ticket: int, buffer: int, items: tuple[int, ...]) -> None:

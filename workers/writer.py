@@ -26,7 +26,7 @@ NICENESS = 10
 def run_writer(address: str, rank: int, generation: int) -> None:
     """Serve the agent at `address` until it ends the connection."""
     channel = connect(address, CONNECT_TIMEOUT_S)
-    channel.send("join", "writer", rank, os.getpid())
+    channel.send("join", "writer", rank, os.getpid(), generation)
     released = end_with(channel)
     fault = planned_fault("writer", rank, generation)
     with contextlib.suppress(OSError):
@@ -66,9 +66,11 @@ def _write(
     url: str,
     directory: str,
     compression: Compression,
+    share: tuple[int, int],
 ) -> None:
     _strike(fault, step, "before")
-    shards = plan(arena.spec.arrays, 1)
+    index, num_writers = share
+    shards = [s for s in plan(arena.spec.arrays, num_writers) if s.writer == index]
     flat = arena.buffers[buffer]
     part = write_part(open_store(url), directory, arena.spec.arrays, flat, shards, compression=compression)
     _strike(fault, step, "after")

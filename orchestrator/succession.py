@@ -1,0 +1,121 @@
+"""One coordinator after another within one `holdfast run`.
+
+The process that a person starts only supervises: the coordinator is a child of it, and when that dies without
+a word the next one finds the agents at work and goes on from their committed step. Whether it may is decided
+by the restart policy, which the successor itself applies to what the run directory tells.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from workers.processes import ProcessId
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_INVOCATION = "HOLDFAST_INVOCATION"
+_SECRET = "HOLDFAST_INVOCATION_SECRET"
+_SUPERVISOR = "HOLDFAST_SUPERVISOR"
+_DEATHS = "HOLDFAST_COORDINATOR_DEATHS"
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+_inherited: dict[str, str] = {}
+"""What the supervisor has told this process."""
+
+
+def inherit() -> bool:
+    """Learn what a supervisor has told this process, if it has one; what it starts learns nothing of it."""
+    for name in (_INVOCATION, _SECRET, _SUPERVISOR, _DEATHS):
+        if name in os.environ:
+            _inherited[name] = os.environ.pop(name)
+    if _SUPERVISOR not in _inherited:
+        return False
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever kills the supervisor wants to stop the run
+    if os.getppid() != int(_inherited[_SUPERVISOR]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+def invocation() -> str:
+    """What names the agents of this `holdfast run`; its coordinators share it."""
+    return _inherited.setdefault(_INVOCATION, secrets.token_hex(8))
+
+
+def secret() -> str:
+    """What nodes of this run prove to each other that they belong to it with."""
+    return _inherited.setdefault(_SECRET, secrets.token_hex(16))
+
+
+def supervisor() -> ProcessId:
+    """The process without which no successor comes: the parent that supervises, else this one."""
+    return ProcessId.of(int(_inherited.get(_SUPERVISOR, os.getpid())))
+
+
+def predecessors() -> int:
+    """Coordinators of this `holdfast run` that were killed."""
+    return int(_inherited.get(_DEATHS, "0"))
+
+
+def supervise() -> int:
+    """Run this command line in a child until one ends by itself; returns its exit code.
+
+    Signals to stop are passed on. A child that is killed is followed by another.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # the processes of a dead coordinator become ours to reap
+    environment = {
+        **os.environ,
+        _INVOCATION: invocation(),
+        _SECRET: secret(),
+        _SUPERVISOR: str(os.getpid()),
+    }
+    deaths = 0
+    child: subprocess.Popen[bytes] | None = None
+    stopped = 0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = number
+        if child is not None:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    while True:
+        command = [sys.executable, "-m", "orchestrator", *sys.argv[1:]]
+        # In a group of its own, so that a terminal's Ctrl-C reaches it once, by way of us.
+        child = subprocess.Popen(command, env={**environment, _DEATHS: str(deaths)}, process_group=0)
+        if stopped:
+            child.send_signal(stopped)
+        code = _wait(child.pid)
+        child.returncode = code
+        if code >= 0:
+            return code
+        if stopped:
+            return 130 if stopped == signal.SIGINT else 75
+        deaths += 1
+        name = signal.Signals(-code).name
+        sys.stderr.write(f"the coordinator was killed by {name}: another one takes over\n")
+        sys.stderr.flush()
+
+
+def _wait(pid: int) -> int:
+    """Wait for a child, reaping every other one; returns its exit code, negative for a signal."""
+    while True:
+        ended, status = os.waitpid(-1, 0)
+        if ended == pid:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _prctl(option: int, value: int) -> None:
+    with suppress(OSError, AttributeError):  # where there is no prctl, nothing is lost but this
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
