@@ -523,7 +523,8 @@ def _keepers(state: State, joinable: tuple[int, ...]) -> tuple[int, ...]:
 
 def _round(state: State, attempt: int) -> Turn:
     """Have the members come to rest; nodes that are not among them any more are let go."""
-    assert state.prepare is not None
+    prepare = state.prepare
+    assert prepare is not None
     joinable = _joinable(state)
     members = tuple(sorted({*_keepers(state, joinable), *joinable}))
     actions: list[Action] = []
@@ -534,14 +535,14 @@ def _round(state: State, attempt: int) -> Turn:
         return _failed(state, InfrastructureError("no node is left that holds the state")), actions
     epoch = state.epoch + 1
     for node in members:
-        prepare = replace(
-            state.prepare,
+        own = replace(
+            prepare,
             attempt=attempt,
             epoch=epoch,
             slot=state.places[node].slot if node in state.places else 0,
             peers=len(members) > 1,
         )
-        actions.append(Tell(node, prepare))
+        actions.append(Tell(node, own))
     begun = replace(
         state,
         phase=Phase.PREPARING,
