@@ -149,7 +149,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
     ] = None,
-    nodes: Annotated[int, typer.Option(help="Nodes to play with --runtime process.")] = 1,
+    nodes: Annotated[int, typer.Option(metavar="N", help="Nodes to spread over at least.")] = 1,
     grace_period: Annotated[
         float | None,
         typer.Option(metavar="S", help="Seconds between SIGTERM and the end, if a checkpoint must fit in."),

@@ -72,6 +72,7 @@ class Settings:
     least: int
     most: int
     microbatches: int
+    nodes: int = 1
     token: str = ""
     grace_s: float | None = None
     """Seconds from SIGTERM to the end of this process."""
@@ -131,7 +132,9 @@ class Coordinator:
                 self._beat()
                 beating.start()
                 self._places = dict(self._runtime.places())
-                self._handle(e.Begin(self._settings.least, self._settings.most, self._places))
+                self._handle(
+                    e.Begin(self._settings.least, self._settings.most, self._places, self._settings.nodes)
+                )
                 while self.state.phase is not Phase.ENDED:
                     self._turn()
             except HoldfastError as error:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from workers import messages as m
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from storage.manifest import Base
+    from workers import messages as m
 
 
 class Status(Enum):
@@ -42,11 +41,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Start the attempt with between `least` and `most` workers on these nodes."""
+    """Start the attempt with between `least` and `most` workers, over at least `over` of these nodes."""
 
     least: int
     most: int
     places: Mapping[int, Place] = field(default_factory=lambda: {0: Place(1 << 20)})
+    over: int = 1
 
 
 @dataclass(frozen=True, slots=True)

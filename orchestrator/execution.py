@@ -15,7 +15,6 @@ from orchestrator.coordinator import Coordinator, Observer, Settings
 from orchestrator.events import Note, Status
 from orchestrator.identity import check_arrays, check_settings
 from orchestrator.life import lives
-from orchestrator.machine import State
 from orchestrator.process_runtime import ProcessRuntime
 from orchestrator.restart import decide
 from orchestrator.result import Result
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+    from orchestrator.machine import State
     from orchestrator.runtime import Runtime
     from storage.catalog import Entry
 
@@ -59,7 +59,7 @@ class Request:
 
     runtime: str = "ray"
     nodes: int = 1
-    """Groups of processes that the process runtime plays nodes with."""
+    """Nodes to spread the workers over, if there are so many; the process runtime plays them."""
 
     grace_s: float | None = None
     """Seconds that this process has to end after SIGTERM. None: as long as a checkpoint takes."""
@@ -73,10 +73,8 @@ class Request:
             raise ConfigurationError(
                 f"there is no runtime {self.runtime!r}: give one of {', '.join(RUNTIMES)}"
             )
-        if self.nodes < 1 or (self.nodes > 1 and self.runtime != "process"):
-            raise ConfigurationError(
-                f"{self.nodes} nodes: give 1 or more with --runtime process; Ray has nodes of its own"
-            )
+        if self.nodes < 1:
+            raise ConfigurationError(f"--nodes {self.nodes}: give 1 or more")
         if not self.cpus_per_worker >= 0:
             raise ConfigurationError(f"{self.cpus_per_worker} CPUs per worker: give a number of at least 0")
 
@@ -118,7 +116,13 @@ class _Execution:
             raise ConfigurationError(f"between {least} and {most} workers: give the lower number first")
         check_microbatches(self._job.batch_size, microbatches)
         self._settings = Settings(
-            self._url, least, most, microbatches, token=succession.secret(), grace_s=request.grace_s
+            self._url,
+            least,
+            most,
+            microbatches,
+            nodes=request.nodes,
+            token=succession.secret(),
+            grace_s=request.grace_s,
         )
         beat = run.newest_beat()
         if beat is not None and not request.take_over:
@@ -153,7 +157,7 @@ class _Execution:
         number = 0
         while True:
             try:
-                runtime = _runtime(self._request, self._settings.most, self._observer, self._signals)
+                runtime = _runtime(self._request, self._settings.least, self._observer, self._signals)
                 attempt = self._run.claim_attempt()
             except _Terminated:
                 return replace(result, status=Status.PREEMPTED.value), None

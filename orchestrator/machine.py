@@ -45,7 +45,7 @@ from orchestrator.events import (
     Tell,
     Waited,
 )
-from orchestrator.membership import assign, spans
+from orchestrator.membership import assign, choose, spans
 from storage.errors import CheckpointError, HoldfastError, InfrastructureError, StorageError, UserCodeError
 from workers import messages as m
 from workers.task import mismatch
@@ -87,6 +87,7 @@ class State:
     error: Exception | None = None
     least: int = 1
     most: int = 1
+    over: int = 1  # nodes at least, if there are so many
     # Nodes and processes
     places: Mapping[int, Place] = field(default_factory=dict)
     down: frozenset[int] = frozenset()  # lost, and not returned
@@ -136,8 +137,8 @@ def transition(state: State, event: Event, attempt: int) -> Turn:
         return state, []
     _check_legal(state, event)
     match event:
-        case Begin(least, most, places):
-            return _place(replace(state, least=least, most=most, places=places), attempt)
+        case Begin(least, most, places, over):
+            return _place(replace(state, least=least, most=most, places=places, over=over), attempt)
         case Available(places):
             return _available(state, places, attempt)
         case Scaled(least, most):
@@ -247,6 +248,7 @@ def _place(state: State, attempt: int) -> Turn:
         for node, place in state.places.items()
         if node not in state.down and node not in state.draining
     }
+    room = choose(state.most, room, state.over, state.workers.values())
     ranks = assign(state.most, room, state.workers)
     wanted = {*ranks.values()}
     actions: list[Action] = _room_notes(state, len(ranks))

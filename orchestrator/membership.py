@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+
+def choose(wanted: int, room: Mapping[int, int], least: int, now: Iterable[int]) -> dict[int, int]:
+    """The nodes to use, with the room on them: as few as have room for all, but `least` if there are so many.
+
+    Those that are used now come first, then those with most room.
+    """
+    used = {*now}
+    order = sorted(room, key=lambda node: (node not in used, -room[node], node))
+    count = min(least, len(order), wanted)
+    while count < len(order) and sum(room[node] for node in order[:count]) < wanted:
+        count += 1
+    return {node: room[node] for node in sorted(order[:count])}
 
 
 def spread(wanted: int, room: Mapping[int, int]) -> dict[int, int]:
-    """How many of `wanted` workers each node gets: as evenly as the room on them permits, all if there is room.
+    """How many of `wanted` workers each node gets: as evenly as the room on them permits.
 
     Of nodes that could take one more, the lower number does.
     """
@@ -25,18 +39,18 @@ def spread(wanted: int, room: Mapping[int, int]) -> dict[int, int]:
 def assign(wanted: int, room: Mapping[int, int], now: Mapping[int, int]) -> dict[int, int]:
     """Which rank is on which node, given where ranks are `now`: nobody moves who need not.
 
-    Ranks are numbered from 0; those that are too many, and those of nodes that are gone, go first.
+    A rank that has to leave its node is not at once another's.
     """
     count = spread(wanted, room)
     kept: dict[int, int] = {}
-    for rank in sorted(now):
-        node = now[rank]
-        if count.get(node, 0) > sum(other == node for other in kept.values()):
+    for rank, node in sorted(now.items()):
+        if count.get(node, 0) > 0:
             kept[rank] = node
-    for node in count:
-        for _ in range(count[node] - sum(other == node for other in kept.values())):
+            count[node] -= 1
+    for node, missing in count.items():
+        for _ in range(missing):
             rank = 0
-            while rank in kept or rank in now:  # a rank that has to leave its node is not at once another's
+            while rank in kept or rank in now:
                 rank += 1
             kept[rank] = node
     return dict(sorted(kept.items()))
@@ -45,7 +59,5 @@ def assign(wanted: int, room: Mapping[int, int], now: Mapping[int, int]) -> dict
 def spans(count: int, weights: Sequence[int]) -> list[tuple[int, int]]:
     """Cut [0, count) into contiguous pieces in proportion to the weights, which are not all zero."""
     total = sum(weights)
-    ends = [0]
-    for i in range(1, len(weights) + 1):
-        ends.append((count * sum(weights[:i]) + total // 2) // total)
-    return [(low, high) for low, high in zip(ends, ends[1:], strict=False)]
+    ends = [(count * sum(weights[:i]) + total // 2) // total for i in range(len(weights) + 1)]
+    return list(pairwise(ends))

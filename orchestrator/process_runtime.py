@@ -18,13 +18,13 @@ from orchestrator.runtime import DEAD_S, HEARTBEAT_S, START_S
 from workers.arithmetic import single_threaded_environment
 from workers.channel import Channel, address_for, connect
 from workers.main import resolve
-from workers.messages import Command, Progress
-from workers.processes import ProcessId
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from orchestrator.events import Event
+    from workers.messages import Command, Progress
+    from workers.processes import ProcessId
 
 CLOSE_TIMEOUT_S = 5.0
 """Seconds that agents, workers and writers have to end when the run does."""

@@ -1,52 +1,64 @@
 """The processes of a run as Ray actors. The only module that imports Ray.
 
 No actor is called once per training step: a worker's whole life is one call, and it works with its agent over
-the node's Unix sockets.
+the node's Unix sockets. Actors are named and detached: they outlive a coordinator that is killed, are found by
+the next one, and end themselves when none comes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
+import re
 import socket
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.machine import Exited
-from storage.errors import ConfigurationError, InfrastructureError
+from orchestrator.events import Draining, Exited, Heard, NodeLost, Place
+from orchestrator.runtime import DEAD_S, HEARTBEAT_S
+from storage.errors import ConfigurationError, InfrastructureError, Superseded
 from workers.agent import AgentLoop
 from workers.arithmetic import settle_arithmetic, single_threaded_environment
 from workers.channel import address_for
-from workers.messages import Command, Event, Progress
+from workers.notice import pass_on_notices
 from workers.worker import run_worker
 from workers.writer import run_writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from orchestrator.events import Event
+    from workers.messages import Command, Progress
+    from workers.messages import Event as AgentEvent
 
 INIT_TRIES = 3
-AGENT_TIMEOUT_S = 120.0
-"""Seconds without an answer after which the agent is taken to be lost; it may have to start."""
+START_S = 120.0
+"""Seconds that an agent's actor may take to start."""
 
 FORWARDED = ("HOLDFAST_FAULTS", "HOLDFAST_SHM_DIR", "HOLDFAST_TRACE")
+NAMESPACE = "holdfast"
 
 
 class HoldfastAgent:
-    """The agent of a node; `run` serves in one thread while `exchange` is called in others."""
+    """The agent of a node; `run` serves in one thread while `tell` and `listen` are called in others."""
 
-    def __init__(self, address: str, environment: dict[str, str]) -> None:
+    def __init__(self, address: str, host: str, environment: dict[str, str]) -> None:
         os.environ.update(environment)
-        self._loop = AgentLoop(address)
+        self._loop = AgentLoop(address, host=host)
 
     def run(self) -> None:
-        """Serve until closed."""
+        """Serve until closed, and end the actor."""
         self._loop.run()
 
-    def exchange(self, commands: Sequence[Command], timeout_s: float) -> tuple[list[Event], Progress]:
-        """See AgentLoop.exchange."""
-        return self._loop.exchange(commands, timeout_s)
+    def tell(self, attempt: int, commands: Sequence[Command]) -> None:
+        """See AgentLoop.tell."""
+        self._loop.tell(attempt, commands)
+
+    def listen(self, attempt: int, timeout_s: float) -> tuple[list[AgentEvent], Progress]:
+        """See AgentLoop.listen."""
+        return self._loop.listen(attempt, timeout_s)
 
 
 class HoldfastWorker:
@@ -59,6 +71,7 @@ class HoldfastWorker:
         """Serve the agent; where `folder` exists, relative paths mean what they mean to the user."""
         with suppress(OSError):
             os.chdir(folder)
+        pass_on_notices(address, f"worker {rank}")
         settle_arithmetic()
         run_worker(address, rank, generation, source)
 
@@ -71,27 +84,54 @@ class HoldfastWriter:
 
     def run(self, address: str, rank: int, generation: int) -> None:
         """Serve the agent."""
+        pass_on_notices(address, f"writer {rank}")
         run_writer(address, rank, generation)
 
 
-class RayRuntime:
-    """Agent, writer and workers as actors, all on the node that the agent is placed on."""
+@dataclass(slots=True)
+class _Node:
+    """A node of the cluster: its Ray id, where others reach it, and how many workers fit on it."""
 
-    def __init__(self, source: bytes, address: str | None, num_workers: int, cpus_per_worker: float) -> None:
+    id: str
+    host: str
+    address: str
+    room: int
+    slot: int
+
+
+@dataclass(slots=True)
+class _Agent:
+    """The actor of a node's agent, and the calls of it that are under way: one of each kind."""
+
+    actor: Any
+    since: float
+    socket: str
+    listening: Any = None
+    telling: Any = None
+    asked_at: float = 0.0
+    heard: bool = False
+    outgoing: list[Command] = field(default_factory=list)
+
+
+class RayRuntime:
+    """Agents, writers and workers as actors on the nodes of a cluster."""
+
+    def __init__(
+        self, source: bytes, address: str | None, least: int, cpus_per_worker: float, invocation: str
+    ) -> None:
         self._source = source
         self._address = address
-        self._num_workers = num_workers
+        self._least = least
         self._cpus = cpus_per_worker
-        self._socket = address_for(secrets.token_hex(8))
-        self._actors: dict[tuple[str, int], Any] = {}
-        self._lives: dict[Any, tuple[str, int]] = {}
-        self._pending: Any = None  # the call under way: one at a time
-        self._outgoing: list[Command] = []
-        self._asked_at = 0.0
-        self._progress = Progress()
-        self._heard = False
+        self._invocation = invocation
+        self._nodes: dict[int, _Node] = {}
+        self._agents: dict[int, _Agent] = {}
+        self._found: dict[int, int] = {}  # node -> generation of an agent that was found at work
+        self._actors: dict[tuple[int, str, int], Any] = {}  # writers and workers
+        self._lives: dict[Any, tuple[int, str, int, int]] = {}
+        self._progress: dict[int, Progress] = {}
+        self._drained: set[int] = set()
         self._own_ray = False
-        self._node: str | None = None
         self._environment = {
             **single_threaded_environment(),
             **{name: os.environ[name] for name in FORWARDED if name in os.environ},
@@ -110,14 +150,14 @@ class RayRuntime:
         if not ray.is_initialized():
             self._init(ray, tell)
             self._own_ray = True
-        needed = self._num_workers * self._cpus
+        self._find_agents(ray)
+        needed = self._least * self._cpus
         total = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
         if needed > total:
             raise ConfigurationError(
-                f"{self._num_workers} workers with {self._cpus:g} CPUs each need {needed:g}, but Ray has "
-                f"{total:g}: give fewer --workers or --cpus-per-worker {total / self._num_workers:.2g}"
+                f"{self._least} workers with {self._cpus:g} CPUs each need {needed:g}, but Ray has "
+                f"{total:g}: give fewer --workers or --cpus-per-worker {total / self._least:.2g}"
             )
-        self._node = self._choose_node(ray)
 
     def _init(self, ray: Any, tell: Callable[[str], None]) -> None:
         address = self._address or os.environ.get("RAY_ADDRESS") or "local"
@@ -126,7 +166,7 @@ class RayRuntime:
             try:
                 ray.init(
                     address=address,
-                    namespace="holdfast",
+                    namespace=NAMESPACE,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     configure_logging=True,
@@ -144,104 +184,204 @@ class RayRuntime:
                     raise InfrastructureError(f"Ray could not be started: {_first_line(error)}") from error
                 tell(f"Ray did not start (the disk may be cold); trying again: {_first_line(error)}")
 
-    def _choose_node(self, ray: Any) -> str | None:
-        """This machine's node if it is one, else the one with most CPUs: one node holds the state."""
-        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-        if not nodes:
-            return None
-        here = ray.get_runtime_context().get_node_id()
-        needed = self._num_workers * self._cpus
-        large = [node for node in nodes if node["Resources"].get("CPU", 0) >= needed]
-        if not large:
-            raise ConfigurationError(
-                f"no node of the Ray cluster has the {needed:g} CPUs that the workers need"
-            )
-        best = max(large, key=lambda n: (n["NodeID"] == here, n["Resources"].get("CPU", 0), n["NodeID"]))
-        node: str = best["NodeID"]
-        return node
+    def _find_agents(self, ray: Any) -> None:
+        """Agents that an earlier coordinator of this invocation has left at work, by their names."""
+        pattern = re.compile(rf"{re.escape(self._invocation)}-agent-(\d+)-(\d+)-([0-9a-f]+)")
+        for name in ray.util.list_named_actors():
+            if match := pattern.fullmatch(name):
+                node, generation = int(match[1]), int(match[2])
+                self._found[node] = max(generation, self._found.get(node, 0))
+                self._nodes[node] = _Node(match[3], "", "", 0, 0)
 
-    def start(self, role: str, rank: int, generation: int) -> None:
+    def places(self) -> Mapping[int, Place]:
+        """The nodes that are alive and large enough for a worker, this machine's first, then the largest."""
+        import ray
+
+        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        here = ray.get_runtime_context().get_node_id()
+        numbers = {node.id: number for number, node in self._nodes.items()}
+        cpus = {id_: node["Resources"].get("CPU", 0.0) for id_, node in alive.items()}
+        for id_ in sorted(alive, key=lambda i: (i != here, -cpus[i], i)):
+            room = int(cpus[id_] / self._cpus) if self._cpus else 1 << 20
+            if not cpus[id_] or not room:
+                continue
+            number = numbers.get(id_, max(self._nodes, default=-1) + 1)
+            known = self._nodes.get(number)
+            if known is None or not known.host:
+                host, address = alive[id_]["NodeManagerHostname"], alive[id_]["NodeManagerAddress"]
+                self._nodes[number] = _Node(id_, host, address, room, self._free_slot(host, alive))
+        return {
+            number: Place(node.room, node.slot, self._found.get(number))
+            for number, node in sorted(self._nodes.items())
+            if node.id in alive
+        }
+
+    def _free_slot(self, host: str, alive: Mapping[str, Any]) -> int:
+        """Nodes that share a machine share its memory: each has another place in it."""
+        taken = {node.slot for node in self._nodes.values() if node.host == host and node.id in alive}
+        return next(slot for slot in range(len(taken) + 1) if slot not in taken)
+
+    def start(self, node: int, role: str, rank: int, generation: int) -> None:
         """Create an actor and call its life."""
         import ray
+
+        if role == "agent":
+            self._start_agent(ray, node, generation)
+            return
+        classes: dict[str, type] = {"worker": HoldfastWorker, "writer": HoldfastWriter}
+        cpus = self._cpus if role == "worker" else 0
+        actor = self._actor(ray, classes[role], node, f"{role}-{rank}-{generation}", cpus, self._environment)
+        job = (self._source, os.getcwd()) if role == "worker" else ()
+        life = actor.run.remote(self._agents[node].socket, rank, generation, *job)
+        self._actors[node, role, rank] = actor
+        self._lives[life] = (node, role, rank, generation)
+
+    def _start_agent(self, ray: Any, node: int, generation: int) -> None:
+        where = self._nodes[node]
+        name = f"agent-{node}-{generation}-{where.id}"
+        sock = address_for(f"{self._invocation}-{node}-{generation}")
+        if self._found.get(node) == generation:
+            actor = ray.get_actor(f"{self._invocation}-{name}")
+        else:
+            actor = self._actor(
+                ray, HoldfastAgent, node, name, 0, sock, where.address, self._environment, concurrency=4
+            )
+            actor.run.remote()
+        self._agents[node] = _Agent(actor, time.monotonic(), sock)
+        self._progress.pop(node, None)
+
+    def _actor(
+        self, ray: Any, kind: type, node: int, name: str, cpus: float, *arguments: Any, concurrency: int = 1
+    ) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        classes: dict[str, type] = {
-            "agent": HoldfastAgent,
-            "worker": HoldfastWorker,
-            "writer": HoldfastWriter,
-        }
-        options: dict[str, Any] = {
-            "num_cpus": self._cpus if role == "worker" else 0,
+        options = {
+            "name": f"{self._invocation}-{name}",
+            "lifetime": "detached",
+            "num_cpus": cpus,
             "max_restarts": 0,
             "max_task_retries": 0,
-            "max_concurrency": 4 if role == "agent" else 1,
+            "max_concurrency": concurrency,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(self._nodes[node].id, soft=False),
         }
-        if self._node is not None:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self._node, soft=False)
-        remote: Any = ray.remote(classes[role]).options(**options)
-        if role == "agent":
-            actor = remote.remote(self._socket, self._environment)
-            life = actor.run.remote()
+        return ray.remote(kind).options(**options).remote(*arguments)
+
+    def exchange(
+        self, attempt: int, commands: Sequence[tuple[int, Command]], timeout_s: float
+    ) -> tuple[list[Event], Mapping[int, Progress]]:
+        """One round with the agents; one that is still starting, or hung, holds nobody up."""
+        import ray
+
+        for node, command in commands:
+            if node in self._agents:
+                self._agents[node].outgoing.append(command)
+        calls: dict[Any, tuple[int, str]] = {}
+        for node, agent in self._agents.items():
+            if agent.telling is None and agent.outgoing:
+                agent.telling = agent.actor.tell.remote(attempt, agent.outgoing)
+                agent.outgoing = []
+            if agent.listening is None:
+                agent.listening = agent.actor.listen.remote(attempt, HEARTBEAT_S)
+                agent.asked_at = time.monotonic()
+            calls |= {agent.listening: (node, "listening")}
+            calls |= {agent.telling: (node, "telling")} if agent.telling is not None else {}
+        events: list[Event] = []
+        waiting = [*calls, *self._lives]
+        if waiting:
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
+            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0) if ready else (ready, None)
+            for reference in ready:
+                if reference in calls:
+                    events += self._answered(ray, reference, *calls[reference])
+                else:
+                    events.append(self._ended(ray, reference))
         else:
-            actor = remote.remote(self._environment)
-            job = (self._source, os.getcwd()) if role == "worker" else ()
-            arguments = (self._socket, rank, generation, *job)
-            life = actor.run.remote(*arguments)
-        self._actors[role, rank] = actor
-        self._lives[life] = (role, rank)
+            time.sleep(timeout_s)
+        events += [NodeLost(n, why) for n, agent in self._agents.items() if (why := _silence(agent))]
+        for event in events:
+            if isinstance(event, NodeLost):
+                self._forget(event.node)
+        return [*events, *self._draining()], self._progress
 
-    def exchange(self, commands: Sequence[Command], timeout_s: float) -> tuple[list[Event], Progress]:
-        """One call of the agent; until it has started, there is nothing to hear."""
-        import ray
-
-        agent = self._actors.get(("agent", 0))
-        if agent is None:
-            raise InfrastructureError("the agent is gone")
-        self._outgoing += commands
-        if self._pending is None:
-            self._pending = agent.exchange.remote(self._outgoing, timeout_s)
-            self._asked_at = time.monotonic()
-            self._outgoing = []
+    def _answered(self, ray: Any, call: Any, node: int, kind: str) -> list[Event]:
+        agent = self._agents[node]
+        setattr(agent, kind, None)
         try:
-            ready, _ = ray.wait([self._pending], timeout=timeout_s + (1.0 if self._heard else 0.0))
-            if not ready:
-                if time.monotonic() - self._asked_at > AGENT_TIMEOUT_S:
-                    raise InfrastructureError(f"the agent's actor did not answer for {AGENT_TIMEOUT_S:.0f} s")
-                return [], self._progress
-            call, self._pending, self._heard = self._pending, None, True
-            events, self._progress = ray.get(call)
+            answer = ray.get(call)
+        except ray.exceptions.RayActorError as error:
+            preempted = "its node was preempted: " if getattr(error, "preempted", False) else ""
+            return [NodeLost(node, f"{preempted}{_first_line(error)}")]
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, Superseded):
+                raise error.cause from None
+            raise
         except ray.exceptions.RayError as error:
-            raise InfrastructureError(f"the agent's actor is gone: {_first_line(error)}") from error
-        return events, self._progress
-
-    def exited(self) -> list[Exited]:
-        """Actors whose life has ended."""
-        import ray
-
-        if not self._lives:
+            return [NodeLost(node, _first_line(error))]
+        if kind == "telling":
             return []
-        ready, _ = ray.wait(list(self._lives), num_returns=len(self._lives), timeout=0)
-        ended = []
-        for life in ready:
-            role, rank = self._lives.pop(life)
-            actor = self._actors.pop((role, rank))
-            try:
-                ray.get(life)
-                cause = "its connection to the agent ended"
-            except ray.exceptions.RayError as error:
-                cause = _first_line(error)
+        events, self._progress[node] = answer
+        agent.heard = True
+        return [Heard(node, event) for event in events]
+
+    def _ended(self, ray: Any, life: Any) -> Exited:
+        node, role, rank, generation = self._lives.pop(life)
+        try:
+            ray.get(life)
+            cause = "its connection to the agent ended"
+        except ray.exceptions.RayError as error:
+            cause = _first_line(error)
+        if (actor := self._actors.pop((node, role, rank), None)) is not None:
             with suppress(ray.exceptions.RayError):
                 ray.kill(actor)
-            ended.append(Exited(role, rank, cause))
-        return ended
+        return Exited(node, role, rank, generation, cause)
 
-    def close(self) -> None:
-        """Wait for the agent to end, kill all actors, and leave Ray if we joined it."""
+    def _draining(self) -> list[Event]:
+        """Nodes that Ray is about to take away; a private interface, whose loss must not stop training."""
+        try:
+            from ray._private.state import state
+
+            draining = state.get_draining_nodes()
+        except Exception:  # noqa: BLE001 whatever a private interface raises
+            return []
+        events: list[Event] = []
+        for number, node in self._nodes.items():
+            if node.id in draining and number not in self._drained:
+                self._drained.add(number)
+                deadline = draining[node.id]
+                left_s = max(0.0, deadline / 1000 - time.time()) if deadline else None
+                events.append(Draining(number, "Ray drains it", left_s))
+        return events
+
+    def _forget(self, node: int) -> None:
+        self._agents.pop(node, None)
+        self._found.pop(node, None)
+        self._progress.pop(node, None)
+
+    def abandon(self, node: int) -> None:
+        """Kill the actors of a node."""
         import ray
 
-        agent_life = [life for life, (role, _) in self._lives.items() if role == "agent"]
-        if agent_life and self._heard:
-            ray.wait(agent_life, timeout=10.0)
+        agent = self._agents.get(node)
+        self._forget(node)
+        mine = [key for key in self._actors if key[0] == node]
+        for actor in [*([agent.actor] if agent else []), *(self._actors.pop(key) for key in mine)]:
+            with suppress(ray.exceptions.RayError):
+                ray.kill(actor)
+        self._lives = {life: key for life, key in self._lives.items() if key[0] != node}
+
+    def close(self) -> None:
+        """Wait for the agents to end, kill all actors, and leave Ray if we joined it."""
+        import ray
+
+        deadline = time.monotonic() + 10.0
+        calls = [agent.listening for agent in self._agents.values() if agent.listening is not None]
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=max(0.0, deadline - time.monotonic()))
+        if self._lives and calls:
+            lives = list(self._lives)
+            ray.wait(lives, num_returns=len(lives), timeout=max(0.0, deadline - time.monotonic()))
+        for node in [*self._agents]:
+            self.abandon(node)
         for actor in self._actors.values():
             with suppress(ray.exceptions.RayError):
                 ray.kill(actor)
@@ -249,6 +389,16 @@ class RayRuntime:
         self._lives.clear()
         if self._own_ray:
             ray.shutdown()
+
+
+def _silence(agent: _Agent) -> str | None:
+    """That an agent has not answered in time, in words; None if it still may."""
+    waited = time.monotonic() - agent.asked_at
+    if agent.heard and agent.listening is not None and waited - HEARTBEAT_S > DEAD_S:
+        return f"it was silent for {waited - HEARTBEAT_S:.1f} s"
+    if not agent.heard and time.monotonic() - agent.since > START_S:
+        return f"its actor did not start within {START_S:.0f} s"
+    return None
 
 
 def _check_listening(address: str) -> None:

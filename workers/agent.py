@@ -199,7 +199,7 @@ class AgentLoop:
         for kind, *arguments in messages:
             if kind == "join":
                 self._watch(peer, *arguments)
-            elif peer.pidfd >= 0 or kind == "failed":  # of the dead only why they failed counts
+            elif peer.pidfd >= 0 or kind in ("failed", "notice"):  # of the dead only why they failed counts
                 peer.ready = peer.ready or kind == "ready"
                 self._training.hear(peer, kind, *arguments)
 

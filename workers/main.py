@@ -6,19 +6,14 @@ A worker reads the job from its standard input.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
 
 from storage.errors import Superseded
 from workers.agent import AgentLoop
 from workers.channel import Channel, accept, listen
+from workers.notice import pass_on_notices
 from workers.processes import ProcessId
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def main() -> None:
@@ -30,8 +25,8 @@ def main() -> None:
     parser.add_argument("--generation", type=int, default=0)
     parser.add_argument("--supervisor", help="PID:STARTED of the process without which nobody comes back")
     arguments = parser.parse_args()
-    _ignore_stops()
     address = resolve(arguments.address)
+    pass_on_notices(address, arguments.role)
     if arguments.role == "agent":
         pid, _, started = (arguments.supervisor or "").partition(":")
         supervisor = ProcessId(int(pid), int(started)) if pid else None
@@ -49,25 +44,6 @@ def main() -> None:
         source = sys.stdin.buffer.read()
         settle_arithmetic()
         run_worker(address, arguments.rank, arguments.generation, source)
-
-
-def _ignore_stops() -> None:
-    """Ctrl-C and SIGTERM may reach the whole group of processes: the coordinator decides what they mean.
-
-    Children of the user's code behave as usual: they are forked with the default behaviour.
-    """
-    stops = (signal.SIGINT, signal.SIGTERM)
-
-    def set_all(handler: Callable[..., object] | signal.Handlers) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in stops:
-                signal.signal(number, handler)
-
-    def ignore() -> None:
-        set_all(lambda *_: None)  # not SIG_IGN, which a program that is executed would inherit
-
-    ignore()
-    os.register_at_fork(before=lambda: set_all(signal.SIG_DFL), after_in_parent=ignore)
 
 
 def resolve(name: str) -> str:

@@ -1,0 +1,41 @@
+"""SIGTERM to one process of a node: a notice that the node is to be taken away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from workers.channel import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def pass_on_notices(address: str, role: str) -> None:
+    """Have the agent at `address` told when this process gets SIGTERM, and go on working.
+
+    SIGINT is ignored: Ctrl-C may reach the whole group of processes, and the coordinator decides what it
+    means. Children of the user's code behave as usual: they are forked with the default behaviour.
+    """
+
+    def tell(*_: object) -> None:
+        with suppress(TimeoutError, EOFError):
+            channel = connect(address, 0)
+            channel.send("notice", f"SIGTERM to {role} (process {os.getpid()})")
+            channel.socket.close()  # not `close`, which might cut it off before it is read
+
+    handlers: dict[signal.Signals, Callable[..., object]] = {
+        signal.SIGINT: lambda *_: None,  # not SIG_IGN, which a program that is executed would inherit
+        signal.SIGTERM: tell,
+    }
+
+    def install(default: bool = False) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, signal.SIG_DFL if default else handler)
+
+    install()
+    os.register_at_fork(before=lambda: install(default=True), after_in_parent=install)
