@@ -4,9 +4,9 @@ A fetch writes into memory of the caller's and says by an event when it has ende
 more. What was not published yet is waited for at its source, so that it is on its way the moment it is. Every
 block is checked by its CRC-32C before it is put into place, and fetched again where it is wrong.
 
-On the wire a request is JSON: key, seconds left, numbers of blocks or null for all. The answer is a sequence of
-messages of at most one block each: CRC-32C of all that follows, the block's number or -1, and in the first one,
-as JSON, either what is published or why the request is refused.
+On the wire a request is JSON: key, seconds left, numbers of blocks or null for all. The answer is a sequence
+of messages of at most one block each: CRC-32C of all that follows, the block's number or -1, and in the first
+one, as JSON, either what is published or why the request is refused.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ class Exchange:
             self._end_stale(request)
 
     def cancel(self, request: int) -> None:
-        """End a fetch: when this returns, its arrays are written no more. Its event comes, if it did not yet."""
+        """End a fetch: its arrays are not written any more when this returns. Its event still comes."""
         with self._lock:
             found = self._requests.get(request)
         if found is not None:

@@ -1,8 +1,8 @@
 """Arrow Flight as the exchange uses it: streams of (metadata, bytes) over gRPC, and how connections are cut.
 
-Import it where it is used: pyarrow.flight takes a while. pyarrow has no means to give up a server's stream to a
-silent client, or a call that a silent server has not begun to answer. That is done here by shutting down their
-sockets, which gRPC takes for the end of the peer.
+Import it where it is used: pyarrow.flight takes a while. pyarrow has no means to give up a server's stream to
+a silent client, or a call that a silent server has not begun to answer. That is done here by shutting down
+their sockets, which gRPC takes for the end of the peer.
 """
 
 from __future__ import annotations

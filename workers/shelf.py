@@ -174,7 +174,7 @@ class Shelf:
                 self._changed.notify_all()
 
     def withdraw(self, before: tuple[int, int, int]) -> list[Published]:
-        """Hand out nothing below `before` any more; return what was held of it, which may be on loan still."""
+        """Hand out nothing below `before` any more; return what was held of it, and may be on loan still."""
         with self._changed:
             self._withdrawn = max(self._withdrawn, before)
             taken = [self._held.pop(key) for key in list(self._held) if key.when < before]
