@@ -273,8 +273,7 @@ class Exchange:
             return
         except HoldfastError as error:
             if isinstance(error, InfrastructureError):
-                with self._lock:  # a connection that may be what failed is not used again
-                    self._clients.pop(request.peer, None)
+                self._forget(request.peer)
             # Without traceback and cause, whose frames would keep the caller's memory alive.
             self._end(request, type(error)(*error.args))
         except Exception as error:  # noqa: BLE001 the boundary of a thread: it is reported
@@ -290,8 +289,9 @@ class Exchange:
         info: bytes | None = None
         reason = ""
         for _ in range(TRIES):
-            call = self._call(request, None if info is None else sorted(missing))
+            call: Call | None = None
             try:
+                call = self._call(request, None if info is None else sorted(missing))
                 for message in call.messages():
                     number, text, data = _checked(message)
                     if text:
@@ -303,12 +303,14 @@ class Exchange:
                         del missing[number]
             except flight.Damaged as error:
                 reason = str(error)
+                self._forget(request.peer)
             finally:
-                call.cancel()
+                if call is not None:
+                    call.cancel()
             if info is not None and not missing:
                 return info
             reason = reason or "the CRC-32C differs"
-        what = _name(missing, request)
+        what = "what it begins with" if info is None else _name(missing)
         raise InfrastructureError(
             f"{request.key} from {request.peer}: {what} was wrong {TRIES} times: {reason}"
         )
@@ -333,6 +335,11 @@ class Exchange:
                 client = self._clients.setdefault(peer, client)
                 self._addresses |= client.addresses
         return client
+
+    def _forget(self, peer: str) -> None:
+        """Have the next call make a new connection; gRPC would go on with one whose state is damaged."""
+        with self._lock:
+            self._clients.pop(peer, None)
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -403,9 +410,7 @@ def _understood(text: bytes, request: _Request) -> bytes:
     return base64.b64decode(first["info"])
 
 
-def _name(missing: dict[int, Block], request: _Request) -> str:
-    """Which part was wrong."""
-    if not missing:
-        return "what it begins with"
+def _name(missing: dict[int, Block]) -> str:
+    """The first block that is missing."""
     number, block = min(missing.items())
     return f"block {number} (bytes {block.begin} to {block.end} of array {block.array})"

@@ -42,6 +42,7 @@ _OPTIONS = [
         "grpc.use_local_subchannel_pool",
         1,
     ),  # a new client does not inherit how long the last one waits to retry
+    ("grpc.enable_retries", 0),  # of no use to us, and its code crashes on damaged frames (pyarrow 26)
     ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_TIMEOUT_S)),  # the time limit of connecting
 ]
 

@@ -5,9 +5,9 @@
 In each exchange both send an array and have received the other's when it ends, both directions at once. The
 exchange checks every block by its CRC-32C, Ray and TCP check nothing. TCP, sendall and recv_into with a
 thread that sends, is what the machine can do. Ray is called as `actor.take.remote(array)`; the actor copies
-what it is given, as all do, into memory of its own. Its two actors are on two nodes, both on this machine: on
-one node they would share an object store, and nothing would travel. Run by hand on a machine that does nothing
-else.
+what it is given, as all do, into memory of its own. Its two actors are on two nodes, both on this machine:
+on one node they would share an object store, and nothing would travel. Run by hand on a machine that does
+nothing else.
 """
 
 from __future__ import annotations

@@ -343,16 +343,14 @@ def test_a_cancelled_fetch_writes_no_more(nodes: Callable[..., Node], proxies: C
     proxy = proxies(a.address)
     proxy.halt_after = 10 * BLOCK_NBYTES
     memory = mmap.mmap(-1, BIG)
-    into = np.frombuffer(memory, np.uint8)
-    request = b.exchange.fetch(proxy.address, KEY, [into], LIMIT_S)
-    until(lambda: not proxy.flows.is_set() and bool(into[0]))
+    request = b.exchange.fetch(proxy.address, KEY, [np.frombuffer(memory, np.uint8)], LIMIT_S)
+    until(lambda: not proxy.flows.is_set() and memory[0] == 1)
     b.exchange.cancel(request)
     assert "cancelled" in str(b.ended(request, 1).error)
-    into[:] = 7
+    memory[:] = sevens = b"\7" * BIG
     proxy.flows.set()
     time.sleep(0.5)
-    assert (into == 7).all()
-    del into
+    assert memory[:] == sevens
     memory.close()  # nobody holds a view on it any more
     b.exchange.cancel(request)  # too late, which is no fault
     assert b.exchange.take() == []
@@ -573,7 +571,7 @@ def test_an_address_where_nobody_is_ends_the_fetch(nodes: Callable[..., Node]) -
 
 def test_a_host_that_is_not_ours_cannot_be_served_on() -> None:
     exchange = Exchange("192.0.2.1", "secret", lambda: None)
-    with pytest.raises(InfrastructureError, match="cannot serve on 192.0.2.1"):
+    with pytest.raises(InfrastructureError, match="cannot serve on 192"):
         exchange.open()
     exchange.close()
 
