@@ -4,9 +4,9 @@ A fetch writes into memory of the caller's and says by an event when it has ende
 more. What was not published yet is waited for at its source, so that it is on its way the moment it is. Every
 block is checked by its CRC-32C before it is put into place, and fetched again where it is wrong.
 
-On the wire a request is JSON: key, seconds left, numbers of blocks or null for all. The answer is a sequence
-of messages of at most one block each: CRC-32C of all that follows, the block's number or -1, and in the first
-one, as JSON, either what is published or why the request is refused.
+On the wire a request is a CRC-32C and JSON: key, seconds left, numbers of blocks or null for all. The answer
+is a sequence of messages of at most one block each: CRC-32C of all that follows, the block's number or -1,
+and in the first one, as JSON, either what is published or why the request is refused.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ class Exchange:
         """Start to serve on a free port of `host`; return HOST:PORT, which is what others fetch from."""
         from workers import flight
 
-        self._pool = futures.ThreadPoolExecutor(MAX_FETCHES, "holdfast-fetch")
         self._server = flight.Server(self._host, self._token, self._answer)
+        self._pool = futures.ThreadPoolExecutor(MAX_FETCHES, "holdfast-fetch")
         self._port = self._server.port
         return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
 
@@ -183,16 +183,16 @@ class Exchange:
     def _answer(self, request: bytes, reader: str, gone: Callable[[], bool]) -> Iterator[Message]:
         """The messages that answer a request: what is published, as soon as it is, or why not."""
         try:
-            asked = json.loads(request)
+            asked = _asked(request)
             key = Key(*asked["key"])
             with self._shelf.borrowed(key, reader, asked["left_s"], gone) as published:
                 yield from self._blocks(published, reader, asked["blocks"])
+        except Superseded as error:
+            yield _refusal("superseded", error)
         except HoldfastError as error:
-            kind = "superseded" if isinstance(error, Superseded) else "failed"
-            yield _message(_NO_BLOCK, _NOTHING, {"refused": kind, "message": str(error)})
+            yield _refusal("failed", error)
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            message = f"a request makes no sense: {error!r}"
-            yield _message(_NO_BLOCK, _NOTHING, {"refused": "failed", "message": message})
+            yield _refusal("damaged", error)
 
     def _blocks(self, published: Published, reader: str, numbers: list[int] | None) -> Iterator[Message]:
         blocks = blocks_of(published.flat)
@@ -320,7 +320,7 @@ class Exchange:
         key = request.key
         left_s = request.left_s()
         asked = {"key": [key.attempt, key.epoch, key.step, key.name], "left_s": left_s, "blocks": numbers}
-        call = self._client(request.peer).call(self._token, json.dumps(asked).encode(), left_s)
+        call = self._client(request.peer).call(self._token, _request(asked), left_s)
         request.attach(call)
         return call
 
@@ -384,6 +384,24 @@ def _message(number: int, data: NDArray[np.uint8], first: dict[str, Any] | None)
     return _CRC.pack(crc32c(data.data, crc32c(body))) + body, data
 
 
+def _refusal(kind: str, error: Exception) -> Message:
+    return _message(_NO_BLOCK, _NOTHING, {"refused": kind, "message": str(error)})
+
+
+def _request(asked: dict[str, Any]) -> bytes:
+    body = json.dumps(asked).encode()
+    return _CRC.pack(crc32c(body)) + body
+
+
+def _asked(request: bytes) -> dict[str, Any]:
+    """What a request asks for. Raises ValueError if it is not what was sent."""
+    body = request[_CRC.size :]
+    if request[: _CRC.size] != _CRC.pack(crc32c(body)):
+        raise ValueError("the CRC-32C of the request differs")
+    asked: dict[str, Any] = json.loads(body)
+    return asked
+
+
 def _checked(message: Message) -> tuple[int, bytes, NDArray[np.uint8]]:
     """Number, text and data of a message; of a damaged one neither number nor text."""
     metadata, data = message
@@ -396,7 +414,11 @@ def _checked(message: Message) -> tuple[int, bytes, NDArray[np.uint8]]:
 
 def _understood(text: bytes, request: _Request) -> bytes:
     """The publisher's info. Raises if the request was refused, or if something else is published."""
+    from workers import flight
+
     first = json.loads(text)
+    if first.get("refused") == "damaged":
+        raise flight.Damaged(first["message"])
     if "refused" in first:
         kind = Superseded if first["refused"] == "superseded" else InfrastructureError
         raise kind(f"{request.peer}: {first['message']}")

@@ -75,11 +75,17 @@ def nodes() -> Iterator[Callable[..., Node]]:
 
 
 class Proxy:
-    """A TCP connection to a node that changes what the node sends, and can be halted."""
+    """A TCP connection to a node that changes what the node sends or is sent, and can be halted."""
 
-    def __init__(self, target: str, change: Callable[[bytearray], None] = lambda data: None) -> None:
+    def __init__(
+        self,
+        target: str,
+        change: Callable[[bytearray], None] = lambda data: None,
+        change_request: Callable[[bytearray], None] = lambda data: None,
+    ) -> None:
         self._target = target
         self._change = change
+        self._change_request = change_request
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.flows = threading.Event()
@@ -106,7 +112,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := bytearray(source.recv(1 << 16)):
                 total += len(data)
-                if changing:
+                if not changing:
+                    self._change_request(data)
+                else:
                     self._change(data)
                     if self.halt_after is not None and total > self.halt_after:
                         self.halt_after = None
@@ -486,6 +494,22 @@ def test_a_block_that_is_always_damaged_is_named(
         error
     )
     assert not into.any(), "what is wrong must not be put into place"
+
+
+def test_a_damaged_request_is_not_taken_for_another(
+    nodes: Callable[..., Node], proxies: Callable[..., Proxy]
+) -> None:
+    a, b = nodes(), nodes()
+    for step in (4, 5):
+        a.exchange.publish(Key(1, 0, step, "sums"), [np.full(1, step)])
+
+    def ask_for_another(data: bytearray) -> None:
+        data[:] = data.replace(b'[1, 0, 5, "sums"]', b'[1, 0, 4, "sums"]')
+
+    into = np.zeros(1, int)
+    error = b.fetch(proxies(a.address, lambda data: None, ask_for_another).address, [into]).error
+    assert "the CRC-32C of the request differs" in str(error)
+    assert into[0] == 0
 
 
 def test_damage_anywhere_is_never_taken_for_good(
