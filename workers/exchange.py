@@ -3,10 +3,6 @@
 A fetch writes into memory of the caller's and says by an event when it has ended; from then on it writes no
 more. What was not published yet is waited for at its source, so that it is on its way the moment it is. Every
 block is checked by its CRC-32C before it is put into place, and fetched again where it is wrong.
-
-On the wire a request is a CRC-32C and JSON: key, seconds left, numbers of blocks or null for all. The answer
-is a sequence of messages of at most one block each: CRC-32C of all that follows, the block's number or -1,
-and in the first one, as JSON, either what is published or why the request is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +10,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import struct
 import threading
 import time
 from concurrent import futures
@@ -22,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from crc32c import crc32c
 
 from storage.errors import HoldfastError, InfrastructureError, Superseded
+from workers import wire
 from workers.shelf import Form, Key, Shelf, blocks_of, flat_bytes
 
 if TYPE_CHECKING:
@@ -51,11 +46,6 @@ PEACE_S = 0.25
 
 MAX_FETCHES = 64
 """Fetches under way at once; more wait for their turn."""
-
-_CRC = struct.Struct("<I")
-_NUMBER = struct.Struct("<i")
-_NO_BLOCK = -1
-_NOTHING = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,27 +162,25 @@ class Exchange:
         Streams may end in peace for `timeout_s`; then their connections are cut. Later requests for it are
         refused. Raises InfrastructureError if something is read even so: then its memory must not be written.
         """
-        taken = self._shelf.withdraw(before)
-        if not taken:
-            return
-        for reader in self._shelf.await_return(taken, timeout_s):
+        self._shelf.withdraw(before)
+        for reader in self._shelf.await_return(timeout_s):
             self._cut(reader)
-        if readers := self._shelf.await_return(taken, timeout_s):
+        if readers := self._shelf.await_return(timeout_s):
             raise InfrastructureError(f"what is withdrawn is still read by {', '.join(sorted(readers))}")
 
     def _answer(self, request: bytes, reader: str, gone: Callable[[], bool]) -> Iterator[Message]:
         """The messages that answer a request: what is published, as soon as it is, or why not."""
         try:
-            asked = _asked(request)
+            asked = wire.unpack_request(request)
             key = Key(*asked["key"])
             with self._shelf.borrowed(key, reader, asked["left_s"], gone) as published:
                 yield from self._blocks(published, reader, asked["blocks"])
         except Superseded as error:
-            yield _refusal("superseded", error)
+            yield wire.pack_refusal("superseded", error)
         except HoldfastError as error:
-            yield _refusal("failed", error)
+            yield wire.pack_refusal("failed", error)
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            yield _refusal("damaged", error)
+            yield wire.pack_refusal("damaged", error)
 
     def _blocks(self, published: Published, reader: str, numbers: list[int] | None) -> Iterator[Message]:
         blocks = blocks_of(published.flat)
@@ -202,10 +190,10 @@ class Exchange:
         }
         for number in range(len(blocks)) if numbers is None else numbers:
             self._shelf.check(published.key)
-            yield _message(number, self._shelf.lend(published, reader, blocks[number]), described)
+            yield wire.pack_message(number, self._shelf.lend(published, reader, blocks[number]), described)
             described = None
         if described is not None:
-            yield _message(_NO_BLOCK, _NOTHING, described)
+            yield wire.pack_message(wire.NO_BLOCK, wire.NOTHING, described)
 
     # -- what we fetch from others ------------------------------------------------------------------------
 
@@ -293,7 +281,7 @@ class Exchange:
             try:
                 call = self._call(request, None if info is None else sorted(missing))
                 for message in call.messages():
-                    number, text, data = _checked(message)
+                    number, text, data = wire.unpack_message(message)
                     if text:
                         info = _understood(text, request)
                     if info is None:
@@ -320,7 +308,7 @@ class Exchange:
         key = request.key
         left_s = request.left_s()
         asked = {"key": [key.attempt, key.epoch, key.step, key.name], "left_s": left_s, "blocks": numbers}
-        call = self._client(request.peer).call(self._token, _request(asked), left_s)
+        call = self._client(request.peer).call(self._token, wire.pack_request(asked), left_s)
         request.attach(call)
         return call
 
@@ -344,7 +332,7 @@ class Exchange:
     # -- the end ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End all fetches, streams, threads and the server. Waking and serving is over when this returns.
+        """End all fetches, streams, threads and the server: no array is read or written when this returns.
 
         Raises InfrastructureError if something of it does not end within seconds, which should not happen.
         """
@@ -365,8 +353,8 @@ class Exchange:
             self._cut()
             stop.join(PEACE_S)
             futures.wait(set(self._running), PEACE_S)
-        ended = not stop.is_alive() and not self._running
-        pool.shutdown(wait=ended)
+        ended = not stop.is_alive() and not self._running and not self._shelf.await_return(PEACE_S)
+        pool.shutdown(wait=not self._running)
         self._clients.clear()
         if not ended:
             raise InfrastructureError(f"the exchange did not end within {CLOSE_TIMEOUT_S:g} s")
@@ -376,40 +364,6 @@ class Exchange:
         from workers import flight
 
         flight.cut_connections(to=() if reader else self._addresses, port=self._port, reader=reader)
-
-
-def _message(number: int, data: NDArray[np.uint8], first: dict[str, Any] | None) -> Message:
-    text = b"" if first is None else json.dumps(first).encode()
-    body = _NUMBER.pack(number) + text
-    return _CRC.pack(crc32c(data.data, crc32c(body))) + body, data
-
-
-def _refusal(kind: str, error: Exception) -> Message:
-    return _message(_NO_BLOCK, _NOTHING, {"refused": kind, "message": str(error)})
-
-
-def _request(asked: dict[str, Any]) -> bytes:
-    body = json.dumps(asked).encode()
-    return _CRC.pack(crc32c(body)) + body
-
-
-def _asked(request: bytes) -> dict[str, Any]:
-    """What a request asks for. Raises ValueError if it is not what was sent."""
-    body = request[_CRC.size :]
-    if request[: _CRC.size] != _CRC.pack(crc32c(body)):
-        raise ValueError("the CRC-32C of the request differs")
-    asked: dict[str, Any] = json.loads(body)
-    return asked
-
-
-def _checked(message: Message) -> tuple[int, bytes, NDArray[np.uint8]]:
-    """Number, text and data of a message; of a damaged one neither number nor text."""
-    metadata, data = message
-    body = metadata[_CRC.size :]
-    if len(body) < _NUMBER.size or _CRC.pack(crc32c(data.data, crc32c(body))) != metadata[: _CRC.size]:
-        return _NO_BLOCK, b"", _NOTHING
-    (number,) = _NUMBER.unpack_from(body)
-    return number, body[_NUMBER.size :], data
 
 
 def _understood(text: bytes, request: _Request) -> bytes:

@@ -618,7 +618,8 @@ def test_closing_ends_threads_and_sockets_even_with_stuck_peers(child: Child) ->
     silent = socket.create_server(("127.0.0.1", 0))
     before |= {(silent.getsockname(), ())}
     node = Node()
-    node.exchange.publish(KEY, [np.ones(BIG, np.uint8)])
+    memory = mmap.mmap(-1, BIG)
+    node.exchange.publish(KEY, [np.frombuffer(memory, np.uint8)])
     child.fetch_from(node.address)  # it reads from us, and is stopped
     until(lambda: len(connections_of(child.popen.pid)) > 1)
     time.sleep(0.02)
@@ -636,6 +637,7 @@ def test_closing_ends_threads_and_sockets_even_with_stuck_peers(child: Child) ->
     assert time.monotonic() - begin < 5
     assert all(isinstance(node.ended(request, 0.1).error, InfrastructureError) for request in requests)
     assert threads_of_ours() == []
+    memory.close()  # nobody holds a view on it any more
     silent.close()
     other.popen.kill()
     other.popen.communicate(timeout=LIMIT_S)
