@@ -1,9 +1,9 @@
 """Requests and answers of the exchange as bytes; everything is covered by a CRC-32C.
 
-A request is a CRC-32C and JSON: key, seconds left, numbers of blocks or null for all. The answer is a sequence
-of messages of at most one block each. A message is data, and metadata: CRC-32C of all that follows and of the
-data, the block's number or -1, and in the first message, as JSON, what is published or why the request is
-refused.
+A request is a CRC-32C and JSON: key, seconds left, numbers of blocks or null for all. The answer is a
+sequence of messages of at most one block each. A message is data, and metadata: CRC-32C of all that follows
+and of the data, the block's number or -1, and in the first message, as JSON, what is published or why the
+request is refused.
 """
 
 from __future__ import annotations
