@@ -3,10 +3,6 @@
 A fetch writes into memory of the caller's and says by an event when it has ended; from then on it writes no
 more. What was not published yet is waited for at its source, so that it is on its way the moment it is. Every
 block is checked by its CRC-32C before it is put into place, and fetched again where it is wrong.
-
-On the wire a request is JSON: key, seconds left, numbers of blocks or null for all. The answer is a sequence of
-messages of at most one block each: CRC-32C of all that follows, the block's number or -1, and in the first one,
-as JSON, either what is published or why the request is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +10,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import struct
 import threading
 import time
 from concurrent import futures
@@ -22,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from crc32c import crc32c
 
 from storage.errors import HoldfastError, InfrastructureError, Superseded
+from workers import wire
 from workers.shelf import Form, Key, Shelf, blocks_of, flat_bytes
 
 if TYPE_CHECKING:
@@ -51,11 +46,6 @@ PEACE_S = 0.25
 
 MAX_FETCHES = 64
 """Fetches under way at once; more wait for their turn."""
-
-_CRC = struct.Struct("<I")
-_NUMBER = struct.Struct("<i")
-_NO_BLOCK = -1
-_NOTHING = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +142,8 @@ class Exchange:
         """Start to serve on a free port of `host`; return HOST:PORT, which is what others fetch from."""
         from workers import flight
 
-        self._pool = futures.ThreadPoolExecutor(MAX_FETCHES, "holdfast-fetch")
         self._server = flight.Server(self._host, self._token, self._answer)
+        self._pool = futures.ThreadPoolExecutor(MAX_FETCHES, "holdfast-fetch")
         self._port = self._server.port
         return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
 
@@ -172,27 +162,25 @@ class Exchange:
         Streams may end in peace for `timeout_s`; then their connections are cut. Later requests for it are
         refused. Raises InfrastructureError if something is read even so: then its memory must not be written.
         """
-        taken = self._shelf.withdraw(before)
-        if not taken:
-            return
-        for reader in self._shelf.await_return(taken, timeout_s):
+        self._shelf.withdraw(before)
+        for reader in self._shelf.await_return(timeout_s):
             self._cut(reader)
-        if readers := self._shelf.await_return(taken, timeout_s):
+        if readers := self._shelf.await_return(timeout_s):
             raise InfrastructureError(f"what is withdrawn is still read by {', '.join(sorted(readers))}")
 
     def _answer(self, request: bytes, reader: str, gone: Callable[[], bool]) -> Iterator[Message]:
         """The messages that answer a request: what is published, as soon as it is, or why not."""
         try:
-            asked = json.loads(request)
+            asked = wire.unpack_request(request)
             key = Key(*asked["key"])
             with self._shelf.borrowed(key, reader, asked["left_s"], gone) as published:
                 yield from self._blocks(published, reader, asked["blocks"])
+        except Superseded as error:
+            yield wire.pack_refusal("superseded", error)
         except HoldfastError as error:
-            kind = "superseded" if isinstance(error, Superseded) else "failed"
-            yield _message(_NO_BLOCK, _NOTHING, {"refused": kind, "message": str(error)})
+            yield wire.pack_refusal("failed", error)
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            message = f"a request makes no sense: {error!r}"
-            yield _message(_NO_BLOCK, _NOTHING, {"refused": "failed", "message": message})
+            yield wire.pack_refusal("damaged", error)
 
     def _blocks(self, published: Published, reader: str, numbers: list[int] | None) -> Iterator[Message]:
         blocks = blocks_of(published.flat)
@@ -202,10 +190,10 @@ class Exchange:
         }
         for number in range(len(blocks)) if numbers is None else numbers:
             self._shelf.check(published.key)
-            yield _message(number, self._shelf.lend(published, reader, blocks[number]), described)
+            yield wire.pack_message(number, self._shelf.lend(published, reader, blocks[number]), described)
             described = None
         if described is not None:
-            yield _message(_NO_BLOCK, _NOTHING, described)
+            yield wire.pack_message(wire.NO_BLOCK, wire.NOTHING, described)
 
     # -- what we fetch from others ------------------------------------------------------------------------
 
@@ -241,7 +229,7 @@ class Exchange:
             self._end_stale(request)
 
     def cancel(self, request: int) -> None:
-        """End a fetch: when this returns, its arrays are written no more. Its event comes, if it did not yet."""
+        """End a fetch: its arrays are not written any more when this returns. Its event still comes."""
         with self._lock:
             found = self._requests.get(request)
         if found is not None:
@@ -273,8 +261,7 @@ class Exchange:
             return
         except HoldfastError as error:
             if isinstance(error, InfrastructureError):
-                with self._lock:  # a connection that may be what failed is not used again
-                    self._clients.pop(request.peer, None)
+                self._forget(request.peer)
             # Without traceback and cause, whose frames would keep the caller's memory alive.
             self._end(request, type(error)(*error.args))
         except Exception as error:  # noqa: BLE001 the boundary of a thread: it is reported
@@ -290,10 +277,11 @@ class Exchange:
         info: bytes | None = None
         reason = ""
         for _ in range(TRIES):
-            call = self._call(request, None if info is None else sorted(missing))
+            call: Call | None = None
             try:
+                call = self._call(request, None if info is None else sorted(missing))
                 for message in call.messages():
-                    number, text, data = _checked(message)
+                    number, text, data = wire.unpack_message(message)
                     if text:
                         info = _understood(text, request)
                     if info is None:
@@ -303,12 +291,14 @@ class Exchange:
                         del missing[number]
             except flight.Damaged as error:
                 reason = str(error)
+                self._forget(request.peer)
             finally:
-                call.cancel()
+                if call is not None:
+                    call.cancel()
             if info is not None and not missing:
                 return info
             reason = reason or "the CRC-32C differs"
-        what = _name(missing, request)
+        what = "what it begins with" if info is None else _name(missing)
         raise InfrastructureError(
             f"{request.key} from {request.peer}: {what} was wrong {TRIES} times: {reason}"
         )
@@ -318,7 +308,7 @@ class Exchange:
         key = request.key
         left_s = request.left_s()
         asked = {"key": [key.attempt, key.epoch, key.step, key.name], "left_s": left_s, "blocks": numbers}
-        call = self._client(request.peer).call(self._token, json.dumps(asked).encode(), left_s)
+        call = self._client(request.peer).call(self._token, wire.pack_request(asked), left_s)
         request.attach(call)
         return call
 
@@ -334,10 +324,15 @@ class Exchange:
                 self._addresses |= client.addresses
         return client
 
+    def _forget(self, peer: str) -> None:
+        """Have the next call make a new connection; gRPC would go on with one whose state is damaged."""
+        with self._lock:
+            self._clients.pop(peer, None)
+
     # -- the end ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End all fetches, streams, threads and the server. Waking and serving is over when this returns.
+        """End all fetches, streams, threads and the server: no array is read or written when this returns.
 
         Raises InfrastructureError if something of it does not end within seconds, which should not happen.
         """
@@ -358,8 +353,8 @@ class Exchange:
             self._cut()
             stop.join(PEACE_S)
             futures.wait(set(self._running), PEACE_S)
-        ended = not stop.is_alive() and not self._running
-        pool.shutdown(wait=ended)
+        ended = not stop.is_alive() and not self._running and not self._shelf.await_return(PEACE_S)
+        pool.shutdown(wait=not self._running)
         self._clients.clear()
         if not ended:
             raise InfrastructureError(f"the exchange did not end within {CLOSE_TIMEOUT_S:g} s")
@@ -371,25 +366,13 @@ class Exchange:
         flight.cut_connections(to=() if reader else self._addresses, port=self._port, reader=reader)
 
 
-def _message(number: int, data: NDArray[np.uint8], first: dict[str, Any] | None) -> Message:
-    text = b"" if first is None else json.dumps(first).encode()
-    body = _NUMBER.pack(number) + text
-    return _CRC.pack(crc32c(data.data, crc32c(body))) + body, data
-
-
-def _checked(message: Message) -> tuple[int, bytes, NDArray[np.uint8]]:
-    """Number, text and data of a message; of a damaged one neither number nor text."""
-    metadata, data = message
-    body = metadata[_CRC.size :]
-    if len(body) < _NUMBER.size or _CRC.pack(crc32c(data.data, crc32c(body))) != metadata[: _CRC.size]:
-        return _NO_BLOCK, b"", _NOTHING
-    (number,) = _NUMBER.unpack_from(body)
-    return number, body[_NUMBER.size :], data
-
-
 def _understood(text: bytes, request: _Request) -> bytes:
     """The publisher's info. Raises if the request was refused, or if something else is published."""
+    from workers import flight
+
     first = json.loads(text)
+    if first.get("refused") == "damaged":
+        raise flight.Damaged(first["message"])
     if "refused" in first:
         kind = Superseded if first["refused"] == "superseded" else InfrastructureError
         raise kind(f"{request.peer}: {first['message']}")
@@ -403,9 +386,7 @@ def _understood(text: bytes, request: _Request) -> bytes:
     return base64.b64decode(first["info"])
 
 
-def _name(missing: dict[int, Block], request: _Request) -> str:
-    """Which part was wrong."""
-    if not missing:
-        return "what it begins with"
+def _name(missing: dict[int, Block]) -> str:
+    """The first block that is missing."""
     number, block = min(missing.items())
     return f"block {number} (bytes {block.begin} to {block.end} of array {block.array})"

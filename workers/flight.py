@@ -1,8 +1,8 @@
 """Arrow Flight as the exchange uses it: streams of (metadata, bytes) over gRPC, and how connections are cut.
 
-Import it where it is used: pyarrow.flight takes a while. pyarrow has no means to give up a server's stream to a
-silent client, or a call that a silent server has not begun to answer. That is done here by shutting down their
-sockets, which gRPC takes for the end of the peer.
+Import it where it is used: pyarrow.flight takes a while. pyarrow has no means to give up a server's stream to
+a silent client, or a call that a silent server has not begun to answer. That is done here by shutting down
+their sockets, which gRPC takes for the end of the peer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -42,6 +42,7 @@ _OPTIONS = [
         "grpc.use_local_subchannel_pool",
         1,
     ),  # a new client does not inherit how long the last one waits to retry
+    ("grpc.enable_retries", 0),  # of no use to us, and its code crashes on damaged frames (pyarrow 26)
     ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_TIMEOUT_S)),  # the time limit of connecting
 ]
 
@@ -58,7 +59,8 @@ class Server(flight.FlightServerBase):  # type: ignore[misc]
         self._answer = answer
         location = f"grpc://[{host}]:0" if ":" in host else f"grpc://{host}:0"
         try:
-            super().__init__(location)
+            with _quiet():
+                super().__init__(location)
         except (OSError, pa.ArrowException) as error:
             raise InfrastructureError(f"cannot serve on {host}: {_first_line(error)}") from error
 
@@ -69,6 +71,18 @@ class Server(flight.FlightServerBase):  # type: ignore[misc]
             raise flight.FlightUnauthenticatedError("the token is not that of this run")
         messages = self._answer(request, context.peer(), context.is_cancelled)
         return flight.GeneratorStream(_SCHEMA, _batches(messages))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Have gRPC, which asks when it is first used, log nothing: what goes wrong becomes an error anyway."""
+    told = "GRPC_VERBOSITY" in os.environ
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        yield
+    finally:
+        if not told:
+            del os.environ["GRPC_VERBOSITY"]  # child processes have a gRPC of their own
 
 
 def _batches(messages: Iterable[Message]) -> Iterator[tuple[Any, bytes]]:

@@ -19,7 +19,7 @@ import numpy as np
 from storage.errors import InfrastructureError, Superseded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -105,6 +105,7 @@ class Shelf:
     def __init__(self) -> None:
         self._changed = threading.Condition()  # re-entrant: views may be freed at any moment, also in here
         self._held: dict[Key, Published] = {}
+        self._leaving: list[Published] = []  # withdrawn, and perhaps on loan still
         self._current = (0, 0)
         self._withdrawn = (0, 0, 0)
         self._closed = False
@@ -173,23 +174,24 @@ class Shelf:
                 del published.readers[reader]
                 self._changed.notify_all()
 
-    def withdraw(self, before: tuple[int, int, int]) -> list[Published]:
-        """Hand out nothing below `before` any more; return what was held of it, which may be on loan still."""
+    def withdraw(self, before: tuple[int, int, int]) -> None:
+        """Hand out nothing below `before` any more."""
         with self._changed:
             self._withdrawn = max(self._withdrawn, before)
-            taken = [self._held.pop(key) for key in list(self._held) if key.when < before]
+            self._leaving += [self._held.pop(key) for key in list(self._held) if key.when < before]
             self._changed.notify_all()
-            return taken
-
-    def await_return(self, taken: Iterable[Published], timeout_s: float) -> set[str]:
-        """Wait until none of it is on loan, and return who still reads it if that takes too long."""
-        with self._changed:
-            self._changed.wait_for(lambda: not any(each.readers for each in taken), timeout_s)
-            return {reader for each in taken for reader in each.readers}
 
     def close(self) -> None:
-        """Refuse everything from now on, and forget what is held."""
+        """Refuse everything from now on; it counts as withdrawn."""
         with self._changed:
             self._closed = True
+            self._leaving += self._held.values()
             self._held.clear()
             self._changed.notify_all()
+
+    def await_return(self, timeout_s: float) -> set[str]:
+        """Wait until nothing that was withdrawn is on loan; return who reads it even after `timeout_s`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not any(each.readers for each in self._leaving), timeout_s)
+            self._leaving = [each for each in self._leaving if each.readers]
+            return {reader for each in self._leaving for reader in each.readers}
