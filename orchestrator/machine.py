@@ -365,23 +365,26 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
 
 def _greeted(state: State, node: int, processes: tuple[m.Process, ...], attempt: int) -> Turn:
     """An agent answers. What is connected to one that was found is taken over, what it lacks is started."""
-    state = replace(state, greeted=state.greeted | {node})
-    if state.generations["agent", node] != state.places[node].alive:
-        return state, []
-    workers, generations, ready = dict(state.workers), dict(state.generations), set(state.ready)
-    theirs = {(p.role, p.rank): p for p in processes}
+    generations, ready = dict(state.generations), {*state.ready}
+    theirs = {(process.role, process.rank): process for process in processes}
     actions: list[Action] = []
-    for key in [("writer", node), *(("worker", r) for r, n in state.workers.items() if n == node)]:
-        if (found := theirs.pop(key, None)) is not None:
-            generations[key] = found.generation
-            if found.ready:
-                ready.add(key)
-        else:
-            actions.append(StartProcess(node, *key, generations.get(key, 0)))
-    actions += [Tell(node, m.Dismiss(rank)) for role, rank in theirs if role == "worker"]
-    note = Note("found", f"the agent of node {node} was found at work", {"node": node})
-    state = replace(state, workers=workers, generations=generations, ready=frozenset(ready))
-    return _then([note, *actions], _settle(state, attempt))
+    if generations["agent", node] == state.places[node].alive:
+        fields = {"node": node}
+        actions.append(Note("found", f"the agent of node {node} was found at work", fields))
+        mine = [("writer", node), *(("worker", r) for r, n in state.workers.items() if n == node)]
+        for key in mine:
+            if key in theirs:
+                generations[key] = theirs[key].generation
+            else:
+                actions.append(StartProcess(node, *key, generations[key]))
+        gone = [rank for role, rank in theirs if role == "worker" and (role, rank) not in mine]
+        actions += [Tell(node, m.Dismiss(rank)) for rank in gone]
+    for key, process in theirs.items():
+        if process.ready and generations.get(key) == process.generation:
+            ready.add(key)
+    greeted = state.greeted | {node}
+    state = replace(state, greeted=greeted, generations=generations, ready=frozenset(ready))
+    return _then(actions, _settle(state, attempt))
 
 
 def _described(state: State, node: int, description: dict[str, Any], attempt: int) -> Turn:

@@ -209,6 +209,7 @@ class AgentLoop:
         with suppress(ProcessLookupError):
             peer.pidfd = os.pidfd_open(pid)
             self._selector.register(peer.pidfd, selectors.EVENT_READ, lambda _: self._ended(peer))
+            self._training.join(peer)
 
     def _cut_off(self, peer: _Connection) -> None:
         """A peer is dead or superseded: hand on its work, kill it, and wait for its end by the pidfd."""

@@ -123,6 +123,7 @@ class Training:
         self._reduction: Reduction | None = None
         self._resting: Prepare | None = None  # a new epoch begins as soon as nobody is at work
         self._events: list[Event] = []
+        self._joined: dict[int, Peer] = {}
         self._workers: dict[int, Peer] = {}  # ready ones
         self._writer: Peer | None = None
         self._description: dict[str, Any] | None = None
@@ -219,9 +220,11 @@ class Training:
     def _greet(self, node: int) -> None:
         """Tell a coordinator that has found this agent what it has to know."""
         self._node = node
-        workers = [*self._workers.values(), *([self._writer] if self._writer else [])]
-        processes = tuple(Process(p.role, p.rank, p.generation, p.process.pid, True) for p in workers)
-        self._events.append(Greeted(processes))
+        processes = [
+            Process(p.role, p.rank, p.generation, p.process.pid, p.id in self._workers or p is self._writer)
+            for p in self._joined.values()
+        ]
+        self._events.append(Greeted(tuple(processes)))
         if self._description is not None:
             self._events.append(Described(self._description))
 
@@ -368,6 +371,10 @@ class Training:
 
     # -- peers --------------------------------------------------------------------------------------------
 
+    def join(self, peer: Peer) -> None:
+        """A worker or writer has connected."""
+        self._joined[peer.id] = peer
+
     def hear(self, peer: Peer, kind: str, *arguments: Any) -> None:
         """A message of a worker or writer."""
         match kind:
@@ -427,6 +434,7 @@ class Training:
 
     def lose(self, peer: Peer) -> None:
         """A peer is dead, or is being killed: others do its work."""
+        self._joined.pop(peer.id, None)
         ready = peer.id in self._workers or peer is self._writer
         phase = self._phase
         pid = peer.process.pid
