@@ -204,7 +204,7 @@ def _workers(text: str) -> tuple[int, int]:
     try:
         return int(least), int(most if colon else least)
     except ValueError:
-        raise ConfigurationError(f"--workers {text}: give a whole number, or MIN:MAX") from None
+        raise ConfigurationError(f"workers {text!r}: give a whole number, or MIN:MAX") from None
 
 
 def _pairs(settings: list[str]) -> dict[str, str]:
@@ -248,6 +248,25 @@ def summary(result: Result) -> str:
     if result.status in ("preempted", "interrupted", "running"):
         lines.append("the same command again goes on from here" if result.status != "running" else "")
     return "\n".join(line for line in lines if line)
+
+
+@app.command()
+def scale(
+    run_dir: RunDir,
+    workers: Annotated[str, typer.Argument(metavar="N | MIN:MAX", help="Workers to train with from now on.")],
+) -> int:
+    """Give a run that is at work another number of workers; it goes on with the same bits.
+
+    holdfast scale runs/digits 4
+    """
+    from orchestrator.scale import scale
+    from orchestrator.status import open_run
+
+    least, most = _workers(workers)
+    scale(open_run(run_dir), least, most)
+    many = "1 worker" if most == 1 else f"{workers.replace(':', ' to ')} workers"
+    put(f"{run_dir} trains with {many} from now on")
+    return 0
 
 
 @app.command()

@@ -16,6 +16,7 @@ from orchestrator.events import Note, Status
 from orchestrator.identity import check_identity, full_identity
 from orchestrator.life import own_life
 from orchestrator.machine import Phase, State
+from orchestrator.scale import Requests
 from storage.checkpoint import commit
 from storage.errors import CheckpointError, ConfigurationError, HoldfastError, StorageError
 from storage.layout import StateArray
@@ -35,6 +36,9 @@ P = ParamSpec("P")
 
 POLL_S = 0.1
 BEAT_S = 5.0
+REQUESTS_S = 1.0
+"""Seconds between two looks at what is asked for by way of the run directory."""
+
 WAITING_S = 15.0
 PLACES_S = 1.0
 """Seconds between two looks at which nodes there are."""
@@ -104,6 +108,10 @@ class Coordinator:
         self._returning: list[tuple[float, int]] = []  # (when, lost node that may be started again)
         self._places: dict[int, e.Place] = {}
         self._looked_at = 0.0
+        self._requests: Requests | None = None
+        self._scaled: str | None = None  # what names the last request that was granted
+        self._told: str | None = None
+        self._asked_for: deque[tuple[e.Scaled, str]] = deque()
         self._progresses: dict[int, m.Progress] = {}
         self._processes: dict[tuple[int, str, int], int] = {}  # (node, role, rank) -> pid
         self.totals = totals
@@ -168,7 +176,10 @@ class Coordinator:
         self._observer.progress(self.snapshot)
 
     def _look_around(self) -> None:
-        """Nodes come and go, and some that were lost may be started again."""
+        """People ask for more or fewer workers, nodes come and go, and those that were lost return."""
+        while self._asked_for:
+            asked, self._scaled = self._asked_for.popleft()
+            self._handle(asked)
         now = time.monotonic()
         due = [node for at, node in self._returning if at <= now]
         self._returning = [(at, node) for at, node in self._returning if at > now]
@@ -483,6 +494,7 @@ class Coordinator:
             "state_digest": self.state_digest,
             "steps_per_s": self._steps_per_s,
             "workers": self._progress.workers,
+            "scaled": self._scaled,
             "processes": [
                 {"node": node, "role": role, "rank": rank, "pid": pid}
                 for (node, role, rank), pid in sorted(self._processes.items())
@@ -492,6 +504,7 @@ class Coordinator:
 
     def _beat(self) -> None:
         self._beats += 1
+        self._requests = Requests(self._run)
         self._run.beat(self._attempt, self._record(closed=False))
 
     def _keep_record(self, *, closed: bool) -> None:
@@ -507,5 +520,21 @@ class Coordinator:
             self._observer.note(Note("storage", f"the run's records could not be written: {error}", {}))
 
     def _beat_until(self, stop: threading.Event) -> None:
-        while not stop.wait(BEAT_S):
-            self._keep_record(closed=False)
+        until_beat_s = BEAT_S
+        while not stop.wait(REQUESTS_S):
+            until_beat_s -= REQUESTS_S
+            if self._look_for_requests() or until_beat_s <= 0:
+                self._keep_record(closed=False)
+                until_beat_s = BEAT_S
+
+    def _look_for_requests(self) -> bool:
+        """Whether a request was granted that its author has not been told of."""
+        granted = self._scaled
+        try:
+            asked = self._requests.new() if self._requests is not None else None
+        except HoldfastError:
+            return False  # the storage will be complained about elsewhere
+        if asked is not None:
+            self._asked_for.append(asked)
+        news, self._told = granted != self._told, granted
+        return news

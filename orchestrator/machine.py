@@ -98,7 +98,7 @@ class State:
     workers: Mapping[int, int] = field(default_factory=dict)  # rank -> node
     generations: Mapping[Key, int] = field(default_factory=dict)
     ready: frozenset[Key] = frozenset()
-    room_told: int = -1
+    lacking: int = 0  # workers that there is no room for
     start_deaths: Mapping[str, int] = field(default_factory=dict)
     worker_deaths: int = 0
     description: dict[str, Any] | None = None
@@ -142,7 +142,7 @@ def transition(state: State, event: Event, attempt: int) -> Turn:
         case Available(places):
             return _available(state, places, attempt)
         case Scaled(least, most):
-            note = Note("scaled", f"{_range(least, most)} are wanted", {"least": least, "most": most})
+            note = Note("scaled", f"{_range(least, most)} wanted", {"least": least, "most": most})
             return _then([note], _place(replace(state, least=least, most=most), attempt))
         case Heard(node, reported):
             return _heard(state, node, reported, attempt)
@@ -232,7 +232,9 @@ def _failed(state: State, error: Exception) -> State:
 
 
 def _range(least: int, most: int) -> str:
-    return f"{most} workers" if least == most else f"{least} to {most} workers"
+    if least == most:
+        return "1 worker is" if most == 1 else f"{most} workers are"
+    return f"{least} to {most} workers are"
 
 
 # -- nodes and processes -----------------------------------------------------------------------------------
@@ -284,18 +286,21 @@ def _place(state: State, attempt: int) -> Turn:
         greeted=state.greeted - {*fresh},
         described=state.described - {*fresh},
         ready=ready,
-        room_told=len(ranks),
+        lacking=state.most - len(ranks),
     )
     return _then(actions, _settle(placed, attempt))
 
 
 def _room_notes(state: State, workers: int) -> list[Action]:
     """What the user is told where there is not room for all workers, or is again."""
-    if workers == state.room_told or (workers >= state.most and not 0 <= state.room_told < state.most):
+    fields = {"workers": workers, "wanted": state.most}
+    if workers >= state.most:
+        text = f"there is room for all {state.most} workers again"
+        return [Note("resources", text, fields)] if state.lacking else []
+    if state.most - workers == state.lacking:
         return []
     waits = "the job waits for more" if workers < state.least and not state.epoch else "the job uses these"
-    text = f"there is room for {workers} of {state.most} workers: {waits}"
-    return [Note("resources", text, {"workers": workers, "wanted": state.most})]
+    return [Note("resources", f"there is room for {workers} of {state.most} workers: {waits}", fields)]
 
 
 def _available(state: State, places: Mapping[int, Place], attempt: int) -> Turn:
@@ -722,7 +727,8 @@ def _train(state: State, attempt: int) -> Turn:
     state = replace(state, phase=phase, shares=shares)
     if state.epoch > 1 or len(members) > 1:
         cut = ", ".join(f"node {member.node} {member.high - member.low}" for member in members)
-        text = f"{len(members)} nodes train together from step {state.step} (microbatches: {cut})"
+        who = f"{len(members)} nodes train together" if len(members) > 1 else "one node trains alone"
+        text = f"{who} from step {state.step} (microbatches: {cut})"
         fields = {"epoch": state.epoch, "nodes": list(state.members), "step": state.step}
         actions.append(Note("epoch", text, fields))
     return _then(actions, _settle(state, attempt))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 IDENTITY = "run.json"
+REQUESTS = "requests"
+MAX_REQUEST_NBYTES = 1 << 16
 GRACE_S = 3600.0
 """Seconds for which what an earlier attempt may still be writing is left alone."""
 
@@ -439,6 +441,20 @@ class RunDirectory:
                 key = catalog.attempt_key(a.number, a.nonce, a.kind)
                 return next(iter(self._json_lines(key)), None)
         return None
+
+    def request(self, name: str, value: dict[str, Any]) -> str:
+        """Ask whoever carries the run on for something; returns what names this request."""
+        nonce = secrets.token_hex(8)
+        self.store.write(f"{REQUESTS}/{name}.json", (canonical({**value, "nonce": nonce}),))
+        return nonce
+
+    def requested(self, name: str) -> dict[str, Any] | None:
+        """The last request of this name, with its `nonce`; None if there was none, or if it cannot be read."""
+        try:
+            request = parse(self.store.read(f"{REQUESTS}/{name}.json", 0, MAX_REQUEST_NBYTES))
+        except (ObjectMissing, ValueError):
+            return None
+        return request if isinstance(request, dict) and isinstance(request.get("nonce"), str) else None
 
     def write_journal(self, attempt: Attempt, lines: Sequence[dict[str, Any]]) -> None:
         """Replace the attempt's journal by `lines`, one event each."""
