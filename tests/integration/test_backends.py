@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["s3", "gs", "az"])
+@pytest.fixture(scope="module", params=["s3", "gs", "az", "sftp"])
 def server(request, tmp_path_factory):
     """A server of each kind in turn: what makes a new bucket's URL."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -162,7 +162,9 @@ def test_zarr_opens_a_checkpoint(url):
     zarr = pytest.importorskip("zarr")
     run = new_run(open_store(url))
     directory, _ = save(run, run.claim_attempt(), 1)
-    group = zarr.open_group(f"{url}/{directory}", mode="r")
+    # The file systems that fsspec has for SSH read no ranges or are not for zarr: it reads the server's disk.
+    place = f"/{url.split('/', 3)[3]}" if url.startswith("sftp:") else url
+    group = zarr.open_group(f"{place}/{directory}", mode="r")
     assert group["params"][:].tobytes() == buffers(ARRAYS, 1)["params"][: ARRAYS[0].length].tobytes()
 
 
