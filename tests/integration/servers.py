@@ -1,8 +1,8 @@
 """Storage servers of the tests' own, each on a free port of this machine.
 
-S3: moto. Google Cloud Storage: fake-gcs-server. Azure: Azurite, which `make servers` installs. SSH: sshd of
-Debian's openssh-server. And rclone, an S3 server that does not know conditional writes. The settings are
-given as users give them, in the environment and in `~/.ssh`.
+S3: moto and ministack. Google Cloud Storage: fake-gcs-server. Azure: Azurite, which `make servers` installs.
+SSH: sshd of Debian's openssh-server. And rclone, an S3 server that does not know conditional writes. The
+settings are given as users give them, in the environment and in `~/.ssh`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 import uuid
@@ -66,6 +67,18 @@ def s3(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], str]]]:
         yield _aws(endpoint), lambda: _s3_bucket(endpoint)
     finally:
         running.stop()
+
+
+@contextmanager
+def ministack(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], str]]]:
+    """ministack, an S3 server of other authors: a conditional write that loses is an OSError in s3fs."""
+    if importlib.util.find_spec("ministack") is None or importlib.util.find_spec("s3fs") is None:
+        missing("ministack or s3fs is not installed: pip install 'holdfast[test]'")
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    environment = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "TMPDIR": str(tmp_path)}
+    with _serving([sys.executable, "-m", "ministack"], port, tmp_path / "ministack.log", environment):
+        yield _aws(endpoint), lambda: _s3_bucket(endpoint)
 
 
 @contextmanager
@@ -216,7 +229,7 @@ def new_key(path: Path) -> str:
     return Path(f"{path}.pub").read_text()
 
 
-SERVERS = {"s3": s3, "gs": gcs, "az": azure, "sftp": sftp, "rclone": rclone}
+SERVERS = {"s3": s3, "ministack": ministack, "gs": gcs, "az": azure, "sftp": sftp, "rclone": rclone}
 
 
 @contextmanager
@@ -272,10 +285,18 @@ def _inside(package: str, path: str) -> Path:
 
 
 @contextmanager
-def _serving(command: Sequence[str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _serving(
+    command: Sequence[str], port: int, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """The program runs, and listens at its port, while this is entered."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            env={**os.environ, **(environment or {})},
+        )
     try:
         deadline = time.monotonic() + START_S
         while not _listens(port):
