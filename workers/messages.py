@@ -19,6 +19,7 @@ class Plan:
     steps: int
     checkpoint_every: int | None
     validate_every: int | None
+    in_flight: int
     compression: Compression = None
 
 

@@ -57,7 +57,7 @@ class Saving:
         self._pin = _Pin(arena, buffer, writer.id)
         self.step, self._since, self._metrics = step, time.monotonic(), metrics
         directory = directory_name(step, plan.attempt, secrets.token_hex(8))  # each try has its own
-        writer.send("write", buffer, step, plan.url, directory, plan.compression)
+        writer.send("write", buffer, step, plan.url, directory, plan.compression, plan.in_flight)
 
     def written(self, step: int, part: Part, directory: str) -> CheckpointWritten:
         """The writer has stored everything; the buffer is free."""

@@ -66,11 +66,20 @@ def _write(
     url: str,
     directory: str,
     compression: Compression,
+    in_flight: int,
 ) -> None:
     _strike(fault, step, "before")
     shards = plan(arena.spec.arrays, 1)
     flat = arena.buffers[buffer]
-    part = write_part(open_store(url), directory, arena.spec.arrays, flat, shards, compression=compression)
+    part = write_part(
+        open_store(url),
+        directory,
+        arena.spec.arrays,
+        flat,
+        shards,
+        compression=compression,
+        in_flight=in_flight,
+    )
     _strike(fault, step, "after")
     channel.send("written", step, part, directory)
 

@@ -19,6 +19,7 @@ import pytest
 
 from storage.errors import ConfigurationError, StorageError
 from storage.store import open_store
+from tests.integration.harness import TINY
 from tests.integration.servers import free_port, new_key, sessions, settings, ssh
 
 pytestmark = pytest.mark.servers
@@ -40,7 +41,8 @@ class Server:
     def asked(self):
         """What the SFTP server was asked to do so far: verb and the last two names of each path."""
         found = []
-        for line in (self.home / "sftp.log").read_text().splitlines():
+        log = self.home / "sftp.log"  # there from the first login on
+        for line in log.read_text().splitlines() if log.exists() else ():
             if words := re.match(r"(open|fsync|close|posix-rename|hardlink|remove)\b", line):
                 paths = re.findall(r'"([^"]*)"', line)
                 names = [re.sub(r"tmp-\w+", "tmp", "/".join(path.split("/")[-2:])) for path in paths]
@@ -342,6 +344,19 @@ def test_threads_share_a_store_and_leave_nothing_open(server):
         time.sleep(0.05)
     assert set(sessions(server.process)) <= others
     assert threading.active_count() <= threads
+
+
+def test_a_run_goes_on_from_a_server_and_writes_one_shard_at_a_time_if_told_so(server, place):
+    place.file("one.py", TINY.replace("keep=3", "keep=3, in_flight=1"))
+    url, before = server.folder(), len(server.asked())
+    for steps in (10, 15):
+        words = place.command("one.py", url, steps=steps, workers=1, settings={"every": 5})
+        result = place.start(words, server.environment).wait().done()
+    assert (result["attempt"], result["step"]) == (2, 15)
+    wanted = ("fsync", "posix-rename")
+    shards = [verb for verb, name, *_ in server.asked()[before:] if name == "c/.tmp" and verb in wanted]
+    assert len(shards) >= 12
+    assert shards == [*wanted] * (len(shards) // 2)
 
 
 def test_a_fork_logs_in_on_its_own(server):
