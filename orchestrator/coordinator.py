@@ -423,6 +423,7 @@ class Coordinator:
                 checkpoint_every=self._job.checkpoints.every_steps,
                 validate_every=self._job.validate_every,
                 compression=self._job.checkpoints.compression,
+                in_flight=self._job.checkpoints.in_flight,
             )
         )
 

@@ -52,8 +52,12 @@ class Checkpoints:
     compression: Literal["zstd"] | None = None
     """How checkpoints are compressed."""
 
+    in_flight: int = 2
+    """Shards, of at most 256 MiB, that are written at a time. More may be faster to a store far away."""
+
     def __post_init__(self) -> None:
         _positive("Checkpoints", "every_steps", self.every_steps, optional=True)
+        _positive("Checkpoints", "in_flight", self.in_flight)
         try:
             self.retention  # noqa: B018 - it checks what it is made of
         except ConfigurationError as error:

@@ -116,7 +116,7 @@ def write_part(
         return block_digests(by_name[shard.array], elements(shard), shard.start)
 
     with (
-        ThreadPoolExecutor(max(1, in_flight), "holdfast-shard") as pool,
+        ThreadPoolExecutor(in_flight, "holdfast-shard") as pool,
         ThreadPoolExecutor(1, "holdfast-digest") as hashing,  # while the others wait for the disk
     ):
         written = [pool.submit(write, shard) for shard in shards]

@@ -15,9 +15,9 @@ from storage.store import Store, translated
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-_SCRATCH = ".tmp-"  # no key may start with a dot, so scratch names are never objects
+SCRATCH = ".tmp-"  # no key may start with a dot, so scratch names are never objects
 _MAX_BUFFERS = 1024  # IOV_MAX of Linux and macOS
-_BATCH_NBYTES = 8 << 20  # written by one system call, at least
+BATCH_NBYTES = 8 << 20  # written by one system call, at least
 
 
 class FileStore(Store):
@@ -130,12 +130,12 @@ class FileStore(Store):
     def _scratch(self, path: str, buffers: Iterable[bytes | memoryview]) -> Iterator[tuple[str, int]]:
         """A flushed file beside `path`; the body gives it its name, which then is made durable."""
         directory = os.path.dirname(path)
-        scratch = f"{directory}/{_SCRATCH}{uuid.uuid4().hex}"
+        scratch = f"{directory}/{SCRATCH}{uuid.uuid4().hex}"
         fd = _create_with_directories(scratch)
         try:
             try:
                 nbytes = sum(
-                    _transfer(lambda views, _: os.writev(fd, views), batch) for batch in _batches(buffers)
+                    _transfer(lambda views, _: os.writev(fd, views), batch) for batch in batches(buffers)
                 )
                 os.fsync(fd)
             finally:
@@ -182,14 +182,14 @@ def _sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def _batches(buffers: Iterable[bytes | memoryview]) -> Iterator[list[memoryview]]:
+def batches(buffers: Iterable[bytes | memoryview]) -> Iterator[list[memoryview]]:
     """The buffers in groups that are worth a system call, taken from their source as they are needed."""
     batch: list[memoryview] = []
     nbytes = 0
     for buffer in buffers:
         batch.append(memoryview(buffer).cast("B"))
         nbytes += len(buffer)
-        if nbytes >= _BATCH_NBYTES or len(batch) == _MAX_BUFFERS:
+        if nbytes >= BATCH_NBYTES or len(batch) == _MAX_BUFFERS:
             yield batch
             batch, nbytes = [], 0
     if batch:

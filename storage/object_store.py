@@ -11,10 +11,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from storage.errors import ConfigurationError, MissingExtra, ObjectMissing, StorageError
+from storage.errors import ConfigurationError, MissingExtra, ObjectMissing
 from storage.layout import check_name
-from storage.retry import DEADLINE_S, retrying
-from storage.store import Store, translated
+from storage.remote_store import RemoteStore
+from storage.store import translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -32,28 +32,21 @@ _EXTRAS = {
     "abfs": "azure",
     "abfss": "azure",
     "az": "azure",
-    "sftp": "ssh",
-    "ssh": "ssh",
 }
 _ANSWER_S = 120.0  # an operation that has not been answered by then has failed
 _DELETES_AT_ONCE = 16
 _memory_create = threading.Lock()
 
 
-class ObjectStore(Store):
-    """Storing an object replaces it as a whole. What the service fails to do is tried again."""
+class ObjectStore(RemoteStore):
+    """Storing an object replaces it as a whole."""
 
     parallel_reads = 8
-    deadline_s = DEADLINE_S
-    """Seconds for which a failing operation is tried again; an eighth of it until the service has answered
-    once.
-    """
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         _find_backend(url)
         self._opened: tuple[int, Any, str] | None = None
-        self._has_answered = False
 
     def list(self, prefix: str = "") -> dict[str, int]:
         if prefix:
@@ -105,27 +98,10 @@ class ObjectStore(Store):
         check_name(key)
         return self._retrying("write", key, lambda fs, root: _upload(fs, f"{root}/{key}", buffers))
 
-    def create(self, key: str, data: bytes) -> bool:
-        check_name(key)
-        if not self.is_exclusive and self._is_there(key):
-            return False
-
-        def once() -> bool:
-            try:
-                with translated("create", self.url, key), self._exclusion():
-                    fs, root = self._open()
-                    _call(fs, "pipe_file", f"{root}/{key}", data, mode="create")
-            except StorageError:
-                # It exists, or the answer was lost on its way: what is there now tells which. Where nothing
-                # is there, the first error is the news.
-                try:
-                    return self.read(key) == data
-                except ObjectMissing:
-                    pass
-                raise
-            return True
-
-        return self._again(once)
+    def _create_once(self, key: str, data: bytes) -> None:
+        with translated("create", self.url, key), self._exclusion():
+            fs, root = self._open()
+            _call(fs, "pipe_file", f"{root}/{key}", data, mode="create")
 
     def delete(self, keys: Iterable[str]) -> None:
         keys = [*keys]
@@ -171,11 +147,6 @@ class ObjectStore(Store):
 
         return self._again(once)
 
-    def _again(self, operation: Callable[[], _T]) -> _T:
-        result = retrying(operation, self.deadline_s if self._has_answered else self.deadline_s / 8)
-        self._has_answered = True
-        return result
-
     def _open(self) -> tuple[Any, str]:
         """The fsspec instance of this process, made when first needed, and the root's path in it."""
         if self._opened is None or self._opened[0] != os.getpid():
@@ -185,13 +156,6 @@ class ObjectStore(Store):
             fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True)
             self._opened = (os.getpid(), fs, root.rstrip("/"))
         return self._opened[1:]
-
-    def _is_there(self, key: str) -> bool:
-        try:
-            self.read(key)
-        except ObjectMissing:
-            return False
-        return True
 
     def _exclusion(self) -> contextlib.AbstractContextManager[Any]:
         """fsspec's memory file system looks first and stores then, so two threads could both succeed."""
@@ -210,7 +174,7 @@ def _find_backend(url: str) -> None:
         raise MissingExtra(f"{scheme}:// needs a package that is not installed: {how}") from exc
     except ValueError as exc:
         raise ConfigurationError(
-            f"{url}: {scheme}:// is not known: use a path, file://, memory://, s3://, gs:// or az://"
+            f"{url}: {scheme}:// is not known: use a path, file://, memory://, s3://, gs://, az:// or sftp://"
         ) from exc
 
 

@@ -26,7 +26,7 @@ _MISSING_ERRORS = {"ResourceNotFoundError"}  # of Azure, for a container
 
 
 def open_store(url: str) -> Store:
-    """The store at a local path, `file://`, `memory://`, `s3://` or any other fsspec URL. Connects nowhere.
+    """The store at a local path, `file://`, `sftp://`, `s3://` or any other fsspec URL. Connects nowhere.
 
     Raises ConfigurationError for a URL that cannot work, MissingExtra if its package is not installed.
     """
@@ -35,6 +35,10 @@ def open_store(url: str) -> Store:
             f"{url!r} is not the URL of a place: give a path or a URL such as s3://bucket/run"
         )
     scheme, separator, rest = url.partition("://")
+    if scheme in ("sftp", "ssh") and separator:
+        from storage.ssh_store import SshStore
+
+        return SshStore(url.rstrip("/"))
     if separator and scheme not in ("file", "local"):
         from storage.object_store import ObjectStore
 

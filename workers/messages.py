@@ -34,6 +34,7 @@ class Plan:
     checkpoint_every: int | None
     validate_every: int | None
     nonce: str = ""
+    in_flight: int = 2
     compression: Compression = None
     members: tuple[Member, ...] = ()
     stored_step: int = -1

@@ -72,7 +72,7 @@ class Saving:
         name = f"{plan.nonce} {plan.epoch} {step} {tries}".encode()
         self._directory = directory_name(step, plan.attempt, blake3(name).hexdigest(8))
         self._epoch = plan.epoch
-        writer.send("write", buffer, step, plan.url, self._directory, plan.compression, share)
+        writer.send("write", buffer, step, plan.url, self._directory, plan.compression, plan.in_flight, share)
 
     def written(self, step: int, part: Part, directory: str) -> CheckpointWritten | None:
         """The writer has stored everything; the buffer is free. None if nobody waits for it any more."""

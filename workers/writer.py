@@ -66,13 +66,22 @@ def _write(
     url: str,
     directory: str,
     compression: Compression,
+    in_flight: int,
     share: tuple[int, int],
 ) -> None:
     _strike(fault, step, "before")
     index, num_writers = share
     shards = [s for s in plan(arena.spec.arrays, num_writers) if s.writer == index]
     flat = arena.buffers[buffer]
-    part = write_part(open_store(url), directory, arena.spec.arrays, flat, shards, compression=compression)
+    part = write_part(
+        open_store(url),
+        directory,
+        arena.spec.arrays,
+        flat,
+        shards,
+        compression=compression,
+        in_flight=in_flight,
+    )
     _strike(fault, step, "after")
     channel.send("written", step, part, directory)
 

@@ -1,8 +1,8 @@
 """Storage servers of the tests' own, each on a free port of this machine.
 
-S3: moto. Google Cloud Storage: fake-gcs-server. Azure: Azurite, which `make servers` installs. And rclone, an
-S3 server that does not know conditional writes. The settings are given as users give them, in the
-environment.
+S3: moto and ministack. Google Cloud Storage: fake-gcs-server. Azure: Azurite, which `make servers` installs.
+SSH: sshd of Debian's openssh-server. And rclone, an S3 server that does not know conditional writes. The
+settings are given as users give them, in the environment and in `~/.ssh`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 if TYPE_CHECKING:
@@ -33,6 +36,13 @@ REQUIRED = "HOLDFAST_REQUIRE_SERVERS"
 ACCOUNT = "devstoreaccount1"
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """The account that every Azurite has; its key is public."""
+
+SFTP_SERVERS = (
+    "/usr/lib/openssh/sftp-server",
+    "/usr/libexec/openssh/sftp-server",
+    "/usr/lib/ssh/sftp-server",
+)
+"""Where Debian, Fedora and Arch keep it."""
 
 
 def missing(reason: str) -> Any:
@@ -57,6 +67,18 @@ def s3(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], str]]]:
         yield _aws(endpoint), lambda: _s3_bucket(endpoint)
     finally:
         running.stop()
+
+
+@contextmanager
+def ministack(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], str]]]:
+    """ministack, an S3 server of other authors: a conditional write that loses is an OSError in s3fs."""
+    if importlib.util.find_spec("ministack") is None or importlib.util.find_spec("s3fs") is None:
+        missing("ministack or s3fs is not installed: pip install 'holdfast[test]'")
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    environment = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "TMPDIR": str(tmp_path)}
+    with _serving([sys.executable, "-m", "ministack"], port, tmp_path / "ministack.log", environment):
+        yield _aws(endpoint), lambda: _s3_bucket(endpoint)
 
 
 @contextmanager
@@ -135,7 +157,79 @@ def rclone(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], str]]]
         yield _aws(f"http://127.0.0.1:{port}"), bucket
 
 
-SERVERS = {"s3": s3, "gs": gcs, "az": azure, "rclone": rclone}
+@contextmanager
+def ssh(
+    tmp_path: Path, denied: str = ""
+) -> Iterator[tuple[dict[str, str], Callable[[], str], subprocess.Popen[bytes]]]:
+    """sshd, whose SFTP server can be denied requests; `tmp_path` is the home directory of those who use it.
+
+    There, sftp.log is what the SFTP server has been asked to do.
+    """
+    if importlib.util.find_spec("asyncssh") is None:
+        missing("asyncssh is not installed: pip install 'holdfast[ssh]'")
+    sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    sftp = next(filter(os.path.exists, SFTP_SERVERS), None)
+    if sshd is None or sftp is None or shutil.which("ssh-keygen") is None:
+        missing("sshd is not installed: apt-get install openssh-server")
+    assert sshd is not None
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # without it sshd does not start as root
+    port = free_port()
+    (tmp_path / ".ssh").mkdir(mode=0o700)
+    (tmp_path / "authorized_keys").write_text(new_key(tmp_path / ".ssh" / "id_ed25519"))
+    host_key = new_key(tmp_path / "host_key")
+    (tmp_path / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}")
+    options = f"-e -l VERBOSE {f'-P {denied} ' if denied else ''}"
+    lines = {
+        "Port": port,
+        "ListenAddress": "127.0.0.1",
+        "HostKey": tmp_path / "host_key",
+        "AuthorizedKeysFile": tmp_path / "authorized_keys",
+        "AuthenticationMethods": "publickey",
+        "PermitRootLogin": "prohibit-password",
+        "MaxStartups": "100",
+        "PidFile": "none",
+        "StrictModes": "no",  # the directory for temporary files is everybody's
+        "UsePAM": "no",
+        "Subsystem": f"sftp {sftp} {options} 2>>{tmp_path}/sftp.log",
+    }
+    config = tmp_path / "sshd_config"
+    config.write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
+    user = pwd.getpwuid(os.geteuid()).pw_name
+
+    def folder() -> str:
+        return f"sftp://{user}@127.0.0.1:{port}{tmp_path}/served/{uuid.uuid4().hex}/runs/one"
+
+    with _serving([sshd, "-D", "-e", "-f", str(config)], port, tmp_path / "sshd.log") as process:
+        try:
+            yield {"HOME": str(tmp_path), "SSH_AUTH_SOCK": ""}, folder, process
+        finally:
+            for each in sessions(process):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+
+
+@contextmanager
+def sftp(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], str]]]:
+    """sshd as another of the servers."""
+    with ssh(tmp_path) as (environment, folder, _):
+        yield environment, folder
+
+
+def sessions(sshd: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes that serve the connections to an sshd, the SFTP servers among them."""
+    return psutil.Process(sshd.pid).children(recursive=True)
+
+
+def new_key(path: Path) -> str:
+    """Make a key pair; returns the public one."""
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True, timeout=60
+    )
+    return Path(f"{path}.pub").read_text()
+
+
+SERVERS = {"s3": s3, "ministack": ministack, "gs": gcs, "az": azure, "sftp": sftp, "rclone": rclone}
 
 
 @contextmanager
@@ -191,17 +285,25 @@ def _inside(package: str, path: str) -> Path:
 
 
 @contextmanager
-def _serving(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
+def _serving(
+    command: Sequence[str], port: int, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """The program runs, and listens at its port, while this is entered."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            env={**os.environ, **(environment or {})},
+        )
     try:
         deadline = time.monotonic() + START_S
         while not _listens(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 missing(f"{command[0]} did not start: {log.read_text(errors='replace')[-1000:]}")
             time.sleep(0.05)
-        yield
+        yield process
     finally:
         process.terminate()
         try:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+IN_FLIGHT = 7
 LENGTH = 160
 NUM_SAMPLES = 10
 BATCH = 4
@@ -177,8 +178,11 @@ class Player:
             self.said.append(("done", ticket, item, evaluated(self.state(buffer)[0], item)))
         self.next()
 
-    def write(self, buffer: int, step: int, url: str, directory: str, compression: None) -> None:
+    def write(
+        self, buffer: int, step: int, url: str, directory: str, compression: None, in_flight: int
+    ) -> None:
         """In two halves, with a world between them."""
+        assert in_flight == IN_FLIGHT
         state = self.state(buffer)
         if self.half is None:
             self.half = [array[: LENGTH // 2].copy() for array in state]
@@ -425,6 +429,7 @@ class Sim:
                         steps=self.steps,
                         checkpoint_every=self.every,
                         validate_every=self.validate_every,
+                        in_flight=IN_FLIGHT,
                     )
                     self.answers.append(machine.Based(plan))
                 case machine.CommitCheckpoint(written):

@@ -25,7 +25,7 @@ from storage.manifest import Base
 from workers import messages as m
 
 DIRECTORY = "checkpoints/step-000000000005-a00000001-0123456789abcdef"
-PLAN = m.Plan(attempt=2, epoch=0, url="u", steps=9, checkpoint_every=1, validate_every=None)
+PLAN = m.Plan(attempt=2, epoch=0, url="u", steps=9, checkpoint_every=1, validate_every=None, in_flight=2)
 BASE = Base(step=5, attempt=1)
 WRITTEN = m.CheckpointWritten(5, DIRECTORY, Part({}, (), {}), {}, {}, 0.1)
 

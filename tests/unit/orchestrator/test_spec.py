@@ -82,6 +82,13 @@ def test_every_setting_refuses_nonsense_by_name(kind: Any) -> None:
                 kind(**{field.name: value})
 
 
+def test_at_least_one_shard_is_in_flight() -> None:
+    assert Checkpoints(in_flight=1).in_flight == 1
+    for value in (0, None, 1.5):
+        with pytest.raises(ConfigurationError, match=rf"Checkpoints\(in_flight={value}\).*at least 1"):
+            Checkpoints(in_flight=value)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["backoff_s", "max_backoff_s"])
 def test_a_wait_without_end_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):

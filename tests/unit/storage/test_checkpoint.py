@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -118,6 +120,37 @@ def test_parts_travel_as_json_and_give_the_same_digest():
     assert digest_of_parts(BIG_ARRAYS, parts) == state_digest(BIG_ARRAYS, flat)
     with pytest.raises(CheckpointError, match="digests of"):
         digest_of_parts(BIG_ARRAYS, parts[1:])
+
+
+class BusyStore(MemoryStore):
+    """Every write waits until `at_once` of them are under way."""
+
+    def __init__(self, at_once):
+        super().__init__()
+        self.most = 0
+        self._now = 0
+        self._lock = threading.Lock()
+        self._meeting = threading.Barrier(at_once, timeout=20)
+
+    def write(self, key, data):
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        self._meeting.wait()
+        time.sleep(0.01)
+        nbytes = super().write(key, data)
+        with self._lock:
+            self._now -= 1
+        return nbytes
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_as_many_shards_are_written_at_a_time_as_it_says(in_flight):
+    arrays = tuple(StateArray(f"slots/s{i}", Layout.of({"v": (9,)})) for i in range(6))
+    store = BusyStore(in_flight)
+    write_part(store, "d", arrays, buffers(arrays), plan(arrays, 1), in_flight=in_flight)
+    assert store.most == in_flight
+    assert len(store.list("d")) == 6
 
 
 def test_an_empty_state_array_is_saved_and_restored(run):

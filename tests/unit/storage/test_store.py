@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from storage import file_store, object_store
+from storage import file_store, object_store, ssh_store
 from storage.errors import ConfigurationError, MissingExtra, ObjectMissing, StorageError
 from storage.file_store import FileStore
 from storage.object_store import ObjectStore
@@ -113,7 +113,18 @@ def test_a_place_that_cannot_be_written_is_a_configuration_error(tmp_path):
         open_store("/proc/run").write("k", [b"x"])
 
 
-@pytest.mark.parametrize("url", ["", "nosuch://x/y", "simplecache::s3://b/x", "a\0b"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "nosuch://x/y",
+        "simplecache::s3://b/x",
+        "a\0b",
+        "sftp:///run",
+        "ssh://host:port/run",
+        "sftp://h#1/x",
+    ],
+)
 def test_a_url_that_cannot_work_is_refused(url):
     with pytest.raises(ConfigurationError):
         open_store(url)
@@ -128,6 +139,24 @@ def test_a_missing_backend_names_the_extra_to_install(monkeypatch):
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
     with pytest.raises(MissingExtra, match=r"pip install 'holdfast\[s3\]'"):
         open_store("s3://bucket/run")
+
+
+def test_a_missing_ssh_package_is_named_too(monkeypatch):
+    monkeypatch.setattr(ssh_store.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"pip install 'holdfast\[ssh\]'"):
+        open_store("sftp://host/run")
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown():
+    with pytest.raises(ConfigurationError, match="password") as info:
+        open_store("sftp://me:s3cret@host/run")
+    assert "s3cret" not in str(info.value)
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "ssh"])
+def test_a_store_on_ssh_is_pickled_as_its_url(scheme):
+    store = pickle.loads(pickle.dumps(open_store(f"{scheme}://me@host:2222/runs/one/")))
+    assert (type(store), store.url) == (ssh_store.SshStore, f"{scheme}://me@host:2222/runs/one")
 
 
 def test_errors_of_a_backend_are_translated_with_url_and_cause(monkeypatch):
@@ -200,6 +229,6 @@ def test_a_faulty_store_fails_once_as_told(fault):
 def test_importing_storage_is_cheap():
     code = (
         "import sys, storage, storage.store, storage.run_directory, storage.checkpoint\n"
-        "assert not {'fsspec', 'zarr', 'ray', 'pytest'} & set(sys.modules), sorted(sys.modules)"
+        "assert not {'asyncssh', 'fsspec', 'zarr', 'ray', 'pytest'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

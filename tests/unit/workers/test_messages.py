@@ -26,7 +26,9 @@ EXAMPLES: dict[Any, Any] = {
     "dict[str, float]": {"loss": 0.5},
     "Exception": StorageError("what, where, what to do"),
     "Part": Part({}, (), {"params": {0: "ab"}}),
-    "Plan": m.Plan(attempt=1, epoch=0, url="u", steps=3, checkpoint_every=None, validate_every=2),
+    "Plan": m.Plan(
+        attempt=1, epoch=0, url="u", steps=3, checkpoint_every=None, validate_every=2, in_flight=2
+    ),
 }
 
 ALL = [*typing.get_args(m.Command), *typing.get_args(m.Event), m.Plan, m.Progress]
