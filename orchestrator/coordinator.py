@@ -23,6 +23,7 @@ from storage.layout import StateArray
 from storage.manifest import Base
 from workers import fingerprint
 from workers import messages as m
+from workers.arenas import discard_arena
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -240,6 +241,8 @@ class Coordinator:
             pass  # it has gone, as it was asked to
         finally:
             self._runtime.close()
+        if close.remove and self.state.prepare is not None:  # and what lost nodes of this machine have left
+            discard_arena(self.state.prepare.place_id, self._progress.step)
 
     def _stored(self) -> bool:
         """Whether the attempt ended well, and storage holds what the arena does."""

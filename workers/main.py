@@ -25,6 +25,13 @@ def main() -> None:
     parser.add_argument("--generation", type=int, default=0)
     parser.add_argument("--supervisor", help="PID:STARTED of the process without which nobody comes back")
     arguments = parser.parse_args()
+    try:
+        _serve(arguments)
+    except TimeoutError as error:
+        sys.exit(f"{arguments.role} {arguments.rank} ends: {error}")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
     address = resolve(arguments.address)
     pass_on_notices(address, arguments.role)
     if arguments.role == "agent":
