@@ -9,23 +9,17 @@ below the reference data (REFERENCE_DATA); without them the ratios are left out.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
-import random
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -33,86 +27,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import checkpoint as bench_checkpoint  # noqa: E402
+import faults as bench_faults  # noqa: E402
+from training import LIMIT_S, Run, train  # noqa: E402, F401
 
 ROOT = HERE.parent.parent
-LIMIT_S = 300
-
-
-@dataclass
-class Run:
-    """A finished run: its result, and when each step was dispatched and committed (ns, monotonic)."""
-
-    result: dict[str, Any]
-    started_ns: int
-    steps: list[tuple[int, int, int]]
-    kills_ns: list[int] = field(default_factory=list)
-
-    def intervals_ms(self, skip: int) -> list[float]:
-        """Time from commit to commit, without the first `skip` steps."""
-        commits = [committed for _, _, committed in self.steps][skip:]
-        return [(b - a) / 1e6 for a, b in itertools.pairwise(commits)]
-
-    def pauses_ms(self) -> dict[int, float]:
-        """Step -> time from its commit to the dispatch of the next."""
-        pairs = itertools.pairwise(self.steps)
-        return {step: (dispatched - committed) / 1e6 for (step, _, committed), (_, dispatched, _) in pairs}
-
-
-def train(place: Path, *, runtime: str = "process", workers: int = 2, kills: int = 0, **settings: Any) -> Run:
-    """Train tests/bench/jobs.py in a new directory; kill a worker now and then, `kills` times."""
-    run_dir = Path(tempfile.mkdtemp(dir=place))
-    trace = run_dir / "trace"
-    command = [sys.executable, "-m", "orchestrator", "run", str(HERE / "jobs.py"), "--json"]
-    command += ["--run-dir", str(run_dir / "run"), "--workers", str(workers), "--runtime", runtime]
-    for name, value in settings.items():
-        command += ["--set", f"{name}={value}"]
-    started = time.monotonic_ns()
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HOLDFAST_TRACE": str(trace)},
-    )
-    kills_ns = _kill_workers(process, kills) if kills else []
-    try:
-        out, err = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-        raise
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{err}")
-    steps = [tuple(map(int, line.split())) for line in trace.read_text().splitlines()]
-    return Run(json.loads(out), started, steps, kills_ns)  # type: ignore[arg-type]
-
-
-def _kill_workers(process: subprocess.Popen[str], kills: int) -> list[int]:
-    """Kill one of two or more live workers at random moments; returns when."""
-    times: list[int] = []
-    rng = random.Random(0)
-    driver = psutil.Process(process.pid)
-    while len(times) < kills and process.poll() is None:
-        time.sleep(0.8 + 0.4 * rng.random())
-        ready = [w for w in _workers(driver) if time.time() - w.create_time() > 0.7]
-        if len(ready) < 2:
-            continue
-        victim = rng.choice(ready)
-        times.append(time.monotonic_ns())
-        os.kill(victim.pid, signal.SIGKILL)
-    return times
-
-
-def _workers(driver: psutil.Process) -> list[psutil.Process]:
-    found = []
-    for child in driver.children(recursive=True):
-        try:
-            if "workers.main" in child.cmdline() and "worker" in child.cmdline():
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
-
-
 # -- the benchmarks: each returns rows (what, figure) -------------------------------------------------
 
 Rows = list[tuple[str, str]]
@@ -141,27 +59,6 @@ def step_time(place: Path, options: argparse.Namespace) -> Rows:
             ("the same in PyTorch DDP over gloo", "not measured: no --peer-python, or no peer script")
         )
     return rows
-
-
-def recovery(place: Path, options: argparse.Namespace) -> Rows:
-    """kill -9 of one of two workers, at random moments: time to the next committed step."""
-    kills = 2 if options.tiny else 25
-    run = train(place, kills=kills, steps=1500 if options.tiny else 14000)
-    commits = [committed for _, _, committed in run.steps]
-    times = []
-    for killed in run.kills_ns:
-        after = [c for c in commits if c > killed]
-        if after:
-            times.append((after[0] - killed) / 1e6)
-    quantile = sorted(times)[int(0.95 * (len(times) - 1))]
-    return [
-        (
-            f"kill to the next committed step, median of {len(times)} (under 100 ms)",
-            f"{statistics.median(times):.1f} ms",
-        ),
-        ("95th percentile, highest", f"{quantile:.1f} ms, {max(times):.1f} ms"),
-        ("steps lost, worker deaths", f"{run.result['steps_lost']}, {run.result['worker_deaths']}"),
-    ]
 
 
 def checkpoint_stall(place: Path, options: argparse.Namespace) -> Rows:
@@ -247,7 +144,11 @@ def catalog(place: Path, options: argparse.Namespace) -> Rows:
 
 BENCHMARKS = {
     "step-time": step_time,
-    "recovery": recovery,
+    "recovery": bench_faults.recovery,
+    "recovery-ray": bench_faults.recovery_on_ray,
+    "node-crash": bench_faults.node_crash,
+    "overhead": bench_faults.overhead,
+    "goodput": bench_faults.goodput,
     "checkpoint-stall": checkpoint_stall,
     "checkpoint": checkpoint_files,
     "catalog": catalog,
