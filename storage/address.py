@@ -6,7 +6,7 @@ from storage import catalog
 from storage.errors import ConfigurationError
 from storage.manifest import MANIFEST
 from storage.run_directory import RunDirectory
-from storage.store import Store, open_store
+from storage.store import Store, check_url, open_store
 
 
 def find(address: str) -> tuple[RunDirectory, Store, str]:
@@ -14,6 +14,7 @@ def find(address: str) -> tuple[RunDirectory, Store, str]:
 
     Raises ConfigurationError where nothing is meant, saying what there is.
     """
+    check_url(address)
     url, hash_, step = address.partition("#")
     url = url.rstrip("/") or url
     head, _, name = url.rpartition("/")

@@ -200,5 +200,5 @@ def test_keys_become_strings_in_the_order_of_strings():
 
 @pytest.mark.parametrize("values", [{"x": None}, {"x": 10**400}, {1: 2.0}, [1], {"x": "?"}])
 def test_metrics_are_numbers_by_name(values):
-    with pytest.raises(ConfigurationError, match="metrics: .*give numbers by name"):
+    with pytest.raises(ConfigurationError, match=r"metrics: .*give numbers by name"):
         numbers("metrics", values)

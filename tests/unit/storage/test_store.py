@@ -3,9 +3,11 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import storage
 from storage import file_store, object_store
 from storage.errors import ConfigurationError, MissingExtra, ObjectMissing, StorageError
 from storage.file_store import FileStore
@@ -203,3 +205,21 @@ def test_importing_storage_is_cheap():
         "assert not {'fsspec', 'zarr', 'ray', 'pytest'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_directory_is_deleted_with_what_has_a_name_that_no_key_has():
+    store = MemoryStore()
+    fs, root = store._open()
+    for name in ("d/x y", "d/.hidden", "d/sub/-x", "d/ok", "de"):
+        fs.pipe_file(f"{root}/{name}", b"1")
+    assert store.list("d") == {"d/x y": 1, "d/sub/-x": 1, "d/ok": 1}
+    store.delete_directory("d")
+    assert store.children() == []
+    assert store.list() == {"de": 1}
+
+
+@pytest.mark.parametrize("url", ["s3://", "memory://", "file://", "", Path("/tmp/x"), None])
+def test_what_names_no_place_is_said_in_one_line(url):
+    for act in (open_store, storage.open, storage.latest):
+        with pytest.raises(ConfigurationError, match="is not the URL of a place: give a path or a URL"):
+            act(url)
