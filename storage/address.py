@@ -9,6 +9,13 @@ from storage.run_directory import RunDirectory
 from storage.store import Store, check_url, open_store
 
 
+def check_run_url(url: str) -> None:
+    """Raise ConfigurationError for a URL that no address could name, where a run is about to be made."""
+    check_url(url)
+    if "#" in url:
+        raise ConfigurationError(f"{url}: what follows '#' would be taken for a step: give another name")
+
+
 def find(address: str) -> tuple[RunDirectory, Store, str]:
     """The run that a checkpoint belongs to, its store, and the checkpoint's directory in it.
 
