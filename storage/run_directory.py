@@ -21,7 +21,7 @@ from storage.retention import Retention, to_delete
 from storage.strict_json import canonical, fields, parse, spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from storage.catalog import Chain, Entry
     from storage.store import Store
@@ -126,6 +126,11 @@ class RunDirectory:
         nonce = secrets.token_hex(8)
         for tries in range(_CLAIM_TRIES):
             number = catalog.next_attempt(self._names())
+            if number > catalog.MAX_ATTEMPT:
+                raise CheckpointError(
+                    f"{self.store.url} has no attempt number left after {catalog.MAX_ATTEMPT}: "
+                    "copy its latest checkpoint to a new directory"
+                )
             claim = {
                 "format": FORMAT,
                 "attempt": number,
@@ -148,11 +153,12 @@ class RunDirectory:
         """The highest attempt number claimed; 0 if there is none."""
         return max((a.number for a in self._attempt_files()), default=0)
 
-    def record_base(self, attempt: Attempt, base: Base | None) -> None:
+    def record_base(self, attempt: Attempt, base: Base | None, *, only_stored: bool = False) -> None:
         """State where `attempt` goes on from, and with it which earlier attempts count up to which step.
 
-        From here on this alone decides which checkpoints are valid. Raises CheckpointError if `base` is on no
-        line of history that was recorded.
+        From here on this alone decides which checkpoints are valid. With `only_stored`, attempts of which no
+        checkpoint is left are left out: nobody can go on from one, unless from memory. Raises CheckpointError
+        if `base` is on no line of history that was recorded.
         """
         chain = catalog.extend(base, {})
         for record in self._base_records():
@@ -165,6 +171,9 @@ class RunDirectory:
             raise CheckpointError(
                 f"{self.store.url}: step {base.step} of attempt {base.attempt} is on no recorded line"
             )
+        if only_stored:
+            stored = {_parsed(directory)[1] for directory in self._directories()}
+            chain = tuple(link for link in chain if link.attempt in stored or link == base)
         self.record_line(attempt, base, chain)
 
     def record_line(self, attempt: Attempt, base: Base | None, chain: Chain) -> None:
@@ -185,10 +194,6 @@ class RunDirectory:
         """Whether a state found elsewhere, at this step of this attempt, is on the newest line of history."""
         number, chain = self.line()
         return catalog.is_valid(base.attempt, base.step, chain, number)
-
-    def based_attempts(self) -> set[int]:
-        """The attempts that have recorded their base, as every attempt does before it trains."""
-        return {record.number for record in self._base_records()}
 
     def _attempt_files(self) -> list[catalog.AttemptFile]:
         found = (catalog.parse_attempt(key) for key in self.store.list(catalog.ATTEMPTS))
@@ -247,6 +252,21 @@ class RunDirectory:
         number, chain = self.line()
         again = [self._judge(directory, number, chain, set()) for directory in found]
         return [entry for entry in again if entry.status == "incomplete" and entry.committed]
+
+    def unusable(self, bad: Collection[str] = ()) -> list[Entry]:
+        """What was committed and neither counts nor was cut off: it, or what says that it counts, is damaged.
+
+        Where there is no latest checkpoint, starting from zero in spite of these would lose the run.
+        `bad` are directories known to be damaged.
+        """
+        based = {record.number for record in self._base_records()}
+        return [
+            e
+            for e in self.entries()
+            if e.directory in bad
+            or e.status == "quarantined"
+            or (e.committed and (e.status == "incomplete" or e.attempt not in based))
+        ]
 
     def _newest_first(self) -> Iterator[Entry]:
         """The checkpoints on the newest line that are not in quarantine."""
