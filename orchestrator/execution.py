@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.coordinator import Coordinator, Observer, Settings
-from orchestrator.identity import check_arrays, check_settings
-from orchestrator.life import lives
+from orchestrator.identity import check_arrays, check_is_training, check_settings
+from orchestrator.life import check_beat, lives
 from orchestrator.machine import Note, State, Status
 from orchestrator.process_runtime import ProcessRuntime
 from orchestrator.restart import decide
@@ -96,11 +96,14 @@ class _Execution:
         self._identity = run.identity()
         microbatches = self._job.microbatches or request.workers
         if self._identity is not None:
+            check_is_training(self._identity, self._url)
             microbatches = check_settings(self._identity, self._job, self._url)
         check_workers(request.workers, microbatches)
         check_microbatches(self._job.batch_size, microbatches)
         self._settings = Settings(self._url, request.workers, microbatches)
         beat = run.newest_beat()
+        if beat is not None:
+            check_beat(beat, self._url)
         if beat is not None and not request.take_over:
             check_not_alive(beat, run, observer)
         self._totals = Totals.from_json(beat["totals"] if beat else None)
@@ -184,6 +187,7 @@ def check_not_alive(beat: dict[str, Any], run: RunDirectory, observer: Observer)
 
     On this host that is known at once; of another host its sign of life is watched for a while.
     """
+    check_beat(beat, run.store.url)
     if beat["closed"]:
         return
     where = f"process {beat['pid']} on {beat['host']}"
