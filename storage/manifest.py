@@ -175,8 +175,11 @@ class Manifest:
         """
         try:
             doc = fields(parse(data, max_nbytes=MAX_NBYTES), "manifest", _KINDS)
-            if doc.pop("self") != blake3(canonical(doc)).hexdigest():
+            own = doc.pop("self")
+            if own != blake3(canonical(doc)).hexdigest():
                 raise ValueError("its content does not match its own digest")  # noqa: TRY301
+            if data != canonical({**doc, "self": own}):
+                raise ValueError("not as this version writes it")  # noqa: TRY301
             if doc["table"] is not None:
                 doc["objects"] = _read_table(ObjectInfo.from_json(doc["table"], "table"), read_table)
             return cls._from_json(doc)

@@ -148,6 +148,14 @@ def test_hostile_json_is_refused_with_its_reason(data, fault):
         Manifest.parse(data)
 
 
+def test_the_same_values_in_other_words_are_no_manifest():
+    data, _ = dataclasses.replace(example(), counters={"x": 3e16}).to_bytes()
+    assert Manifest.parse(data).counters == {"x": 3e16}
+    for other in (data.replace(b"3e+16", b"3e016"), data + b"\n", json.dumps(json.loads(data)).encode()):
+        with pytest.raises(CorruptCheckpoint, match="not as this version writes it"):
+            Manifest.parse(other)
+
+
 def nested(depth):
     value = {}
     for _ in range(depth - 1):
