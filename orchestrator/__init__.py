@@ -31,8 +31,9 @@ def run(
 ) -> Result:
     """Train a job to its end in a run directory at any fsspec URL; again, to go on where it stopped.
 
-    `runtime` is "ray" (at `address`, else RAY_ADDRESS, else a local Ray) or "process" (subprocesses of this
-    machine, in `nodes` groups of their own memory). `workers` may be (fewest, most). Progress goes to standard error unless `observer` is given.
+    `workers` may be (fewest, most). `runtime` is "ray" (at `address`, else RAY_ADDRESS, else a local Ray) or
+    "process" (subprocesses of this machine). Workers are spread over `nodes` nodes at least, if there are so
+    many; the process runtime plays them. Progress goes to standard error unless `observer` is given.
 
     Returns how the run stands: done, or preempted or interrupted by a signal, with a checkpoint. Raises an
     error of `storage.errors` if the job failed or could not begin.

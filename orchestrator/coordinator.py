@@ -199,7 +199,7 @@ class Coordinator:
             self._handle(e.Available(places))
 
     def _follow(self, progresses: Mapping[int, m.Progress]) -> None:
-        """Where training is: at the step that all nodes have made, which never goes back while a node lives."""
+        """Where training is: at the step that all nodes have made; it never goes back while a node lives."""
         self._progresses = dict(progresses)
         mine = [progresses[node] for node in self.state.members if node in progresses]
         if not mine:
@@ -388,14 +388,7 @@ class Coordinator:
 
     def _check_nothing_is_lost(self, bad: Sequence[str]) -> None:
         """Raise CheckpointError if a checkpoint was ever committed: starting from zero would lose the run."""
-        based = self._run.based_attempts()
-        tried = [
-            f"{e.directory} ({e.reason or 'its content is bad'})"
-            for e in self._run.entries()
-            if e.directory in bad
-            or e.status == "quarantined"
-            or (e.committed and (e.status == "incomplete" or e.attempt not in based))
-        ]
+        tried = [f"{e.directory} ({e.reason or 'its content is bad'})" for e in self._run.unusable(bad)]
         if tried:
             raise CheckpointError(
                 f"no checkpoint of {self._settings.url} can be used, and starting from zero would lose the "

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from orchestrator import succession
 from orchestrator.coordinator import Coordinator, Observer, Settings
 from orchestrator.events import Note, Status
-from orchestrator.identity import check_arrays, check_settings
-from orchestrator.life import lives
+from orchestrator.identity import check_arrays, check_is_training, check_settings
+from orchestrator.life import check_beat, lives
 from orchestrator.process_runtime import ProcessRuntime
 from orchestrator.restart import decide
 from orchestrator.result import Result
@@ -109,6 +109,7 @@ class _Execution:
         least, most = request.workers if isinstance(request.workers, tuple) else (request.workers,) * 2
         microbatches = self._job.microbatches or most
         if self._identity is not None:
+            check_is_training(self._identity, self._url)
             microbatches = check_settings(self._identity, self._job, self._url)
         check_workers(least, microbatches)
         check_workers(most, microbatches)
@@ -125,6 +126,8 @@ class _Execution:
             grace_s=request.grace_s,
         )
         beat = run.newest_beat()
+        if beat is not None:
+            check_beat(beat, self._url)
         if beat is not None and not request.take_over:
             check_not_alive(beat, run, observer)
         self._totals = Totals.from_json(beat["totals"] if beat else None)
@@ -190,7 +193,7 @@ class _Execution:
                 return end
 
     def _recover(self, totals: Totals, error: Exception) -> tuple[Totals, float | None]:
-        """Whether a node that was lost is started again, and when: a restart of the infrastructure's like any."""
+        """Whether a node that was lost is started again, and when: by the same policy as a job."""
         decision = decide(self._job.restart, totals.history, totals.highest_step, error, random.random())
         self._observer.note(Note("recover", decision.reason, {}))
         if not decision.restart:
@@ -223,6 +226,7 @@ def check_not_alive(beat: dict[str, Any], run: RunDirectory, observer: Observer)
 
     On this host that is known at once; of another host its sign of life is watched for a while.
     """
+    check_beat(beat, run.store.url)
     if beat["closed"]:
         return
     where = f"process {beat['pid']} on {beat['host']}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import IdentityMismatch
+from storage.errors import ConfigurationError, IdentityMismatch
 from storage.layout import StateArray
 from storage.strict_json import canonical, parse
 
@@ -36,6 +36,22 @@ def full_identity(job: Job, microbatches: int, description: Mapping[str, Any]) -
     }
     spelled: dict[str, Any] = parse(canonical(identity))  # as it will be read back
     return spelled
+
+
+def check_is_training(identity: Mapping[str, Any], url: str) -> None:
+    """Refuse a directory whose run.json, which may come from anyone, is not that of a training run."""
+    try:
+        for name in (*FIXED, "data", "model", "optimizer"):
+            if name not in identity:
+                raise ValueError(f"it has no {name}")  # noqa: TRY301
+        if type(identity["microbatches"]) is not int or not isinstance(identity.get("arrays"), list):
+            raise ValueError("microbatches or arrays are not what they should be")  # noqa: TRY301
+        for array in identity["arrays"]:
+            StateArray.from_json(array)
+    except ValueError as exc:
+        raise ConfigurationError(
+            f"{url}/run.json is not that of a training run: {exc}: give another --run-dir"
+        ) from exc
 
 
 def check_settings(identity: Mapping[str, Any], job: Job, url: str) -> int:

@@ -5,10 +5,44 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
+from storage.errors import CorruptCheckpoint
+from storage.strict_json import fields
 from workers.processes import ProcessId, is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "host": str,
+    "boot_id": str,
+    "pid": int,
+    "started": int,
+    "attempt": int,
+    "counter": int,
+    "closed": bool,
+    "status": str,
+    "error": (str, type(None)),
+    "step": int,
+    "trained": bool,
+    "steps": int,
+    "metrics": dict,
+    "steps_per_s": (int, float, type(None)),
+    "workers": int,
+    "totals": dict,
+}
+_TOTALS = {"restarts": int, "worker_deaths": int, "steps_lost": int, "highest_step": int, "budgeted": list}
+
+
+def check_beat(beat: Mapping[str, Any], url: str) -> None:
+    """Raise CorruptCheckpoint unless a sign of life says all that is asked of it: it may come from anyone."""
+    try:
+        doc = fields({name: beat[name] for name in beat.keys() & _KINDS}, "the sign of life", _KINDS)
+        totals = fields(doc["totals"], "its totals", _TOTALS)
+        if not all(type(step) is int for step in totals["budgeted"]):
+            raise ValueError("budgeted is not a list of steps")  # noqa: TRY301
+    except ValueError as exc:
+        raise CorruptCheckpoint(f"{url}/attempts: {exc}") from exc
 
 
 def boot_id() -> str:

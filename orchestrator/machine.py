@@ -677,7 +677,7 @@ def _started(state: State, node: int, step: int, attempt: int) -> Turn:
 
 
 def _follow(state: State, node: int, step: int, attempt: int) -> m.Command:
-    """How a member gets to where the lead is: it is there already, makes the one step, or copies the state."""
+    """How a member gets to where the lead is: it is there, makes the one step, or copies the state."""
     assert state.lead is not None
     lead, mine = state.found[state.lead], state.found[node].found
     if mine is not None and lead.found is not None and lead.found.step == step:
@@ -699,7 +699,7 @@ def _fall_back(state: State, directory: str, error: Exception, attempt: int) -> 
 
 
 def _peer_failed(state: State, node: int, address: str, error: Exception, attempt: int) -> Turn:
-    """A member could not get what another one has: another round, in which those who are there find together."""
+    """A member could not get what another one has: another round brings together who is there."""
     note = Note("peer", f"node {node} could not read from {address}: {error}", {"node": node})
     if state.phase is Phase.PREPARING:
         return state, [note]

@@ -1,8 +1,8 @@
 """The processes of a run as Ray actors. The only module that imports Ray.
 
-No actor is called once per training step: a worker's whole life is one call, and it works with its agent over
-the node's Unix sockets. Actors are named and detached: they outlive a coordinator that is killed, are found by
-the next one, and end themselves when none comes.
+No actor is called once per training step: a worker's whole life is one call, and it works with its agent
+over the node's Unix sockets. Actors are named and detached: they outlive a coordinator that is killed, are
+found by the next one, and end themselves when none comes.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.life import lives
+from orchestrator.life import check_beat, lives
 from orchestrator.result import Result
 from orchestrator.totals import Totals
 from storage.errors import ConfigurationError
@@ -33,6 +33,7 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     if beat is None:
         url = run.store.url
         return Result(run_dir=url, status="failed", error="it was never started", state_digest=digest), {}
+    check_beat(beat, run.store.url)
     totals = Totals.from_json(beat["totals"])
     status, error = beat["status"], beat["error"]
     if not beat["closed"] and lives(beat) is False:

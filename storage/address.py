@@ -6,7 +6,14 @@ from storage import catalog
 from storage.errors import ConfigurationError
 from storage.manifest import MANIFEST
 from storage.run_directory import RunDirectory
-from storage.store import Store, open_store
+from storage.store import Store, check_url, open_store
+
+
+def check_run_url(url: str) -> None:
+    """Raise ConfigurationError for a URL that no address could name, where a run is about to be made."""
+    check_url(url)
+    if "#" in url:
+        raise ConfigurationError(f"{url}: what follows '#' would be taken for a step: give another name")
 
 
 def find(address: str) -> tuple[RunDirectory, Store, str]:
@@ -14,6 +21,7 @@ def find(address: str) -> tuple[RunDirectory, Store, str]:
 
     Raises ConfigurationError where nothing is meant, saying what there is.
     """
+    check_url(address)
     url, hash_, step = address.partition("#")
     url = url.rstrip("/") or url
     head, _, name = url.rpartition("/")

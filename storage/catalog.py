@@ -27,9 +27,13 @@ Chain: TypeAlias = tuple[Base, ...]
 
 Status: TypeAlias = Literal["latest", "complete", "incomplete", "invalid", "quarantined"]
 
-_DIRECTORY = re.compile(rf"{CHECKPOINTS}/step-(\d{{12}})-a(\d{{8}})-([0-9a-f]{{8,32}})")
-_ATTEMPT = re.compile(rf"{ATTEMPTS}/(\d{{8}})-([0-9a-f]{{8,32}})(\.base|\.alive)?\.json")
-_JOURNAL = re.compile(rf"{JOURNAL}/a(\d{{8}})-([0-9a-f]{{8,32}})\.jsonl")
+MAX_STEP = 10**12 - 1
+MAX_ATTEMPT = 10**8 - 1
+
+# [0-9] and not \d, which means the digits of every script
+_DIRECTORY = re.compile(rf"{CHECKPOINTS}/step-([0-9]{{12}})-a([0-9]{{8}})-([0-9a-f]{{8,32}})")
+_ATTEMPT = re.compile(rf"{ATTEMPTS}/([0-9]{{8}})-([0-9a-f]{{8,32}})(\.base|\.alive)?\.json")
+_JOURNAL = re.compile(rf"{JOURNAL}/a([0-9]{{8}})-([0-9a-f]{{8,32}})\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +198,7 @@ def judge(
     elif reason := incompleteness(manifest, sizes):
         pass
     elif run_id is not None and manifest.run_id != run_id:
-        status, reason = "invalid", f"it belongs to run {manifest.run_id}"
+        status, reason = "invalid", f"it belongs to run {manifest.run_id[:80]!r}"
     elif not is_valid(attempt, step, chain, newest_attempt):
         status, reason = (
             "invalid",

@@ -17,10 +17,10 @@ from blake3 import blake3
 from storage import catalog, zarr_format
 from storage.errors import CheckpointError, ConfigurationError, StorageError, Superseded
 from storage.layout import BLOCK_NBYTES
-from storage.manifest import MANIFEST, TABLE, ArrayInfo, Base, Manifest, ObjectInfo
+from storage.manifest import MANIFEST, TABLE, ArrayInfo, Base, Manifest, ObjectInfo, json_values, numbers
 from storage.objects import sizes_in
 from storage.shards import Shard, check_cover
-from storage.strict_json import fields
+from storage.strict_json import MAX_NBYTES, fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -228,6 +228,10 @@ def commit(
     small = zarr_format.documents(arrays, lengths, zstd_level(compression))
     small.update({digests_key(name): data for name, data in digests.items()})
     for key, data in small.items():
+        if len(data) > MAX_NBYTES:
+            raise ConfigurationError(
+                f"{key} of {len(data)} bytes: save fewer variables, {MAX_NBYTES} can be read"
+            )
         run.store.write(f"{directory}/{key}", (data,))
         objects[key] = ObjectInfo.of(data)
     manifest = Manifest(
@@ -239,15 +243,15 @@ def commit(
         arrays=tuple(ArrayInfo(a.name, a.dtype, a.length, a.layout.fingerprint) for a in arrays),
         objects=objects,
         state_digest=blake3(b"".join(digests.values())).hexdigest(),
-        counters=dict(counters),
-        metrics=dict(metrics),
-        fingerprint=dict(fingerprint),
+        counters=json_values("counters", counters),
+        metrics=numbers("metrics", metrics),
+        fingerprint=json_values("fingerprint", fingerprint),
         versions={
             "holdfast": version("holdfast"),
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        metadata=dict(metadata or {}),
+        metadata=json_values("metadata", metadata or {}),
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         created_by={"host": socket.gethostname(), "pid": os.getpid()},
     )

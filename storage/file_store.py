@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 import uuid
 from typing import TYPE_CHECKING
 
@@ -16,12 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 SCRATCH = ".tmp-"  # no key may start with a dot, so scratch names are never objects
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _MAX_BUFFERS = 1024  # IOV_MAX of Linux and macOS
 BATCH_NBYTES = 8 << 20  # written by one system call, at least
 
 
 class FileStore(Store):
     """Objects are files; a key is a path below the store's directory."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._durable: set[str] = set()  # directories whose names we have flushed
 
     def list(self, prefix: str = "") -> dict[str, int]:
         found: dict[str, int] = {}
@@ -58,7 +65,7 @@ class FileStore(Store):
 
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         path = self._path(key)
-        with translated("read", self.url, key), open(path, "rb", buffering=0) as f:
+        with translated("read", self.url, key), open(path, "rb", buffering=0, opener=_open_regular) as f:
             if start:
                 f.seek(start)
             if stop is None:
@@ -73,7 +80,7 @@ class FileStore(Store):
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> int:
         path = self._path(key)
         with translated("read", self.url, key):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = _open_regular(path, os.O_RDONLY)
             try:
                 return _transfer(lambda views, done: os.preadv(fd, views, start + done), buffers)
             finally:
@@ -91,7 +98,17 @@ class FileStore(Store):
             try:
                 os.link(scratch, path)
             except FileExistsError:
+                # The server of a mounted file system may have done it and lost the answer: it is ours then.
+                with contextlib.suppress(FileNotFoundError):
+                    return os.path.samefile(scratch, path)
                 return False
+            except OSError as exc:
+                if exc.errno in _NO_LINKS:
+                    raise ConfigurationError(
+                        f"cannot create {self.url}/{key}: this file system has no hard links, by which one "
+                        "of two coordinators is chosen: use another"
+                    ) from exc
+                raise
             os.unlink(scratch)
         return True
 
@@ -131,9 +148,10 @@ class FileStore(Store):
         """A flushed file beside `path`; the body gives it its name, which then is made durable."""
         directory = os.path.dirname(path)
         scratch = f"{directory}/{SCRATCH}{uuid.uuid4().hex}"
-        fd = _create_with_directories(scratch)
+        fd = self._create_with_directories(scratch)
         try:
             try:
+                self._make_durable(directory)
                 nbytes = sum(
                     _transfer(lambda views, _: os.writev(fd, views), batch) for batch in batches(buffers)
                 )
@@ -146,6 +164,31 @@ class FileStore(Store):
             with contextlib.suppress(OSError):
                 os.unlink(scratch)
 
+    def _create_with_directories(self, path: str) -> int:
+        """A new file open for writing; its directories are made as needed."""
+        for _ in range(10):  # a concurrent delete may remove an empty directory that was just made
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self._durable.difference_update(_make_directories(os.path.dirname(path)))
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def _make_durable(self, directory: str) -> None:
+        """Flush the name of `directory`, and of those above it, as far as the store's own.
+
+        Once, and whoever made them: he may have died, or be about to, before he did so himself.
+        """
+        names = []
+        while directory not in self._durable and len(directory) >= len(self.url):
+            names.append(directory)
+            directory = os.path.dirname(directory)
+        for name in reversed(names):
+            try:
+                _sync_directory(os.path.dirname(name))
+            except PermissionError:
+                if name != self.url:  # what it lies in may be another's
+                    raise
+            self._durable.add(name)
+
     def _remove_empty(self, directory: str) -> None:
         """Remove `directory` and what is above it as far as it is empty, but never the store's own."""
         with contextlib.suppress(OSError):
@@ -154,16 +197,18 @@ class FileStore(Store):
                 directory = os.path.dirname(directory)
 
 
-def _create_with_directories(path: str) -> int:
-    """A new file open for writing; its directories are made, durably, as needed."""
-    for _ in range(10):  # a concurrent delete may remove an empty directory that was just made
-        with contextlib.suppress(FileNotFoundError):
-            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        _make_directories(os.path.dirname(path))
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+def _open_regular(path: str, flags: int) -> int:
+    """A descriptor of a regular file: a pipe would be waited for, and a device has no end."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # reading a directory fails by itself
+        return fd
+    os.close(fd)
+    raise PermissionError(errno.EACCES, "it is not a regular file")
 
 
-def _make_directories(path: str) -> None:
+def _make_directories(path: str) -> list[str]:
+    """Make a directory and those above it; returns those that were not there."""
     missing = []
     while not os.path.isdir(path):
         missing.append(path)
@@ -171,7 +216,7 @@ def _make_directories(path: str) -> None:
     for directory in reversed(missing):
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             os.mkdir(directory)
-            _sync_directory(os.path.dirname(directory))
+    return missing
 
 
 def _sync_directory(path: str) -> None:

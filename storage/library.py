@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage.address import find
-from storage.checkpoint import commit, directory_name, write_part
-from storage.errors import ConfigurationError
-from storage.layout import DTYPES, STORED_AS, Layout, StateArray, Variable, round_up
-from storage.manifest import Base
+from storage import catalog
+from storage.address import check_run_url, find
+from storage.checkpoint import commit, directory_name, write_part, zstd_level
+from storage.errors import CheckpointError, ConfigurationError, HoldfastError
+from storage.layout import DTYPES, STORED_AS, Layout, StateArray, Variable, check_name, round_up
+from storage.manifest import Base, json_values, numbers
 from storage.reader import CheckpointReader, open_checkpoint
 from storage.retention import Retention
-from storage.run_directory import RunDirectory
+from storage.run_directory import Attempt, RunDirectory
 from storage.shards import plan
 from storage.store import open_store
 from storage.verification import Report, verify_checkpoint
@@ -43,24 +47,25 @@ def save(
 
     It counts as a whole or not at all, is on disk when this returns, and a second writer can do it no harm.
     `step` is by default one more than the latest's, else 0, and has to be higher than it. `metadata` are JSON
-    values. With `keep`, only so many of the newest stay. Integers, floats, bfloat16 and bools can be saved.
-    Raises ConfigurationError, StorageError, Superseded (another has saved meanwhile).
+    values. With `keep`, only so many of the newest stay, at least the two last, and what was verified last or
+    pinned; it is a warning if others cannot be deleted. Integers, floats, bfloat16 and bools can be saved.
+    Raises ConfigurationError, StorageError, CheckpointError (what is there is damaged), Superseded (another
+    has saved meanwhile).
     """
-    state, flat = _flattened(arrays)
+    check_run_url(url)
+    zstd_level(compression)
     retention = Retention(keep=keep)
+    metadata = json_values("metadata", {} if metadata is None else metadata)
+    metrics = numbers("metrics", {} if metrics is None else metrics)
+    step = None if step is None else _checked_step(step)
+    state, flat = _flattened(arrays)
     run = RunDirectory(open_store(url))
-    identity = run.identity() or run.create_identity({"kind": _KIND})
-    if identity.get("kind") != _KIND:
-        raise ConfigurationError(f"{url} is the directory of a training run: save somewhere else")
+    _check_kind(run.identity(), url)  # before the claim, which would end a training run
     attempt = run.claim_attempt()
-    latest = run.latest()
-    if step is None:
-        step = 0 if latest is None else latest.step + 1
-    if type(step) is not int or step < 0 or (latest is not None and step <= latest.step):
-        last = f", which is at step {latest.step}" if latest else ""
-        raise ConfigurationError(f"{url}: step {step!r} is not after the latest checkpoint{last}")
-    base = None if latest is None else Base(latest.step, latest.attempt)
-    run.record_base(attempt, base)
+    # After the claim: where two can create run.json, whoever claims later finds that of an earlier save.
+    _check_kind(run.identity() or run.create_identity({"kind": _KIND}), url)
+    step, base = _next_step(run, step, url)
+    run.record_base(attempt, base, only_stored=True)
     directory = directory_name(step, attempt.number, attempt.nonce)
     part = write_part(run.store, directory, state, flat, plan(state, 1), compression=compression)
     commit(
@@ -72,13 +77,58 @@ def save(
         step=step,
         parent=base,
         counters={},
-        metrics=metrics or {},
+        metrics=metrics,
         fingerprint={},
         metadata=metadata,
         compression=compression,
     )
-    run.retain(retention, attempt)
+    if keep is not None:
+        _tidy(run, retention, attempt)
     return f"{run.store.url}/{directory}"
+
+
+def _checked_step(step: object) -> int:
+    number = -1
+    if not isinstance(step, bool | np.bool_):
+        with contextlib.suppress(TypeError):
+            number = operator.index(step)  # type: ignore[arg-type]
+    if not 0 <= number <= catalog.MAX_STEP:
+        raise ConfigurationError(f"step {step!r}: give a whole number from 0 to {catalog.MAX_STEP}")
+    return number
+
+
+def _check_kind(identity: Mapping[str, Any] | None, url: str) -> None:
+    if identity is not None and identity.get("kind") != _KIND:
+        raise ConfigurationError(f"{url} is the directory of a training run: save somewhere else")
+
+
+def _next_step(run: RunDirectory, step: int | None, url: str) -> tuple[int, Base | None]:
+    """The step to save as, and what it comes after. Raises CheckpointError rather than begin anew where only
+    damaged checkpoints are left.
+    """
+    latest = run.latest()
+    if latest is None:
+        if damaged := run.unusable():
+            found = "; ".join(f"{e.directory} ({e.reason})" for e in damaged[-5:])
+            raise CheckpointError(
+                f"no checkpoint of {url} can be used: {found}: save somewhere else, or delete them"
+            )
+        return (0 if step is None else step), None
+    step = _checked_step(latest.step + 1) if step is None else step
+    if step <= latest.step:
+        raise ConfigurationError(
+            f"{url}: step {step} is not after the latest checkpoint, which is at step {latest.step}"
+        )
+    return step, Base(latest.step, latest.attempt)
+
+
+def _tidy(run: RunDirectory, retention: Retention, attempt: Attempt) -> None:
+    """Delete what is no longer kept, and what savers that died have left; what was saved is saved anyway."""
+    try:
+        run.retain(retention, attempt)
+        run.collect()
+    except HoldfastError as error:
+        warnings.warn(f"saved, but older checkpoints could not be deleted: {error}", stacklevel=3)
 
 
 def open(url: str) -> CheckpointReader:
@@ -132,7 +182,13 @@ def _flattened(arrays: Mapping[str, ArrayLike]) -> tuple[list[StateArray], dict[
     by_dtype: dict[str, list[tuple[Variable, NDArray[Any]]]] = {}
     ends: dict[str, int] = {}
     for name, value in arrays.items():
-        values = np.asarray(value)
+        try:
+            if not isinstance(name, str):
+                raise TypeError("the name is not a string")  # noqa: TRY301
+            check_name(name)
+            values = np.asarray(value)
+        except (TypeError, ValueError) as exc:
+            raise ConfigurationError(f"{name!r}: {exc}") from exc
         dtype = values.dtype.newbyteorder("=").name if values.dtype.kind in "iufbV" else values.dtype.name
         stored = STORED_AS.get(dtype, dtype)
         if stored not in DTYPES:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from storage.errors import CorruptCheckpoint
+from storage.errors import ConfigurationError, CorruptCheckpoint
 from storage.layout import DTYPES, MAX_LENGTH, check_name
-from storage.strict_json import canonical, fields, parse, spelled
+from storage.strict_json import MAX_DEPTH, canonical, fields, parse, spelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ TABLE = "objects.json"
 MAX_NBYTES = 4 << 20
 MAX_TABLE_NBYTES = 32 << 20
 MAX_OBJECTS = 200_000
+MAX_VALUES_NBYTES = 1 << 20
+"""Of counters, of metadata, of metrics: each is to leave room for the others."""
 
 _NONCE = re.compile(r"[0-9a-f]{8,32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -151,7 +154,8 @@ class Manifest:
     def to_bytes(self) -> tuple[bytes, bytes | None]:
         """The document and, if it would be larger than MAX_NBYTES with it, its table of objects apart.
 
-        Canonical JSON with the document's own BLAKE3 as "self". ValueError where even that is too large.
+        Canonical JSON with the document's own BLAKE3 as "self". ConfigurationError for what could not be read
+        again, and where even that is too large.
         """
         doc = self._to_json()
         data, table = _signed(doc), None
@@ -159,7 +163,7 @@ class Manifest:
             table = canonical(doc["objects"])
             data = _signed({**doc, "objects": {}, "table": ObjectInfo.of(table).to_json()})
         if len(data) > MAX_NBYTES or len(table or b"") > MAX_TABLE_NBYTES:
-            raise ValueError(f"manifest of {len(data)} bytes, more than the {MAX_NBYTES} allowed")
+            raise ConfigurationError(f"manifest of {len(data)} bytes, more than the {MAX_NBYTES} allowed")
         return data, table
 
     @classmethod
@@ -171,8 +175,11 @@ class Manifest:
         """
         try:
             doc = fields(parse(data, max_nbytes=MAX_NBYTES), "manifest", _KINDS)
-            if doc.pop("self") != blake3(canonical(doc)).hexdigest():
+            own = doc.pop("self")
+            if own != blake3(canonical(doc)).hexdigest():
                 raise ValueError("its content does not match its own digest")  # noqa: TRY301
+            if data != canonical({**doc, "self": own}):
+                raise ValueError("not as this version writes it")  # noqa: TRY301
             if doc["table"] is not None:
                 doc["objects"] = _read_table(ObjectInfo.from_json(doc["table"], "table"), read_table)
             return cls._from_json(doc)
@@ -193,11 +200,11 @@ class Manifest:
             ],
             "objects": {key: info.to_json() for key, info in self.objects.items()},
             "state_digest": self.state_digest,
-            "counters": dict(self.counters),
-            "metrics": {name: spelled(float(x)) for name, x in self.metrics.items()},
-            "fingerprint": dict(self.fingerprint),
+            "counters": json_values("counters", self.counters),
+            "metrics": spelled(numbers("metrics", self.metrics)),
+            "fingerprint": json_values("fingerprint", self.fingerprint),
             "versions": dict(self.versions),
-            "metadata": dict(self.metadata),
+            "metadata": json_values("metadata", self.metadata),
             "created_at": self.created_at,
             "created_by": dict(self.created_by),
             "table": None,
@@ -252,6 +259,35 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def json_values(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as a manifest will give them back: keys are strings, tuples lists.
+
+    Raises ConfigurationError, naming `what` they are, for what JSON has no word for or a reader would refuse:
+    a manifest is created to be read.
+    """
+    try:
+        found: dict[str, Any] = parse(
+            canonical(dict(values)), max_nbytes=MAX_VALUES_NBYTES, max_depth=MAX_DEPTH - 1
+        )
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ConfigurationError(f"{what}: {exc}: give JSON values by name") from exc
+    return found
+
+
+def numbers(what: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """The values as floats by name; ConfigurationError, naming `what` they are, for any other."""
+    found = {}
+    try:
+        for name, value in dict(values).items():
+            if not isinstance(name, str):
+                raise TypeError(f"{name!r} is not a name")  # noqa: TRY301
+            found[name] = float(value)
+        json_values(what, spelled(found))
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise ConfigurationError(f"{what}: {exc}: give numbers by name") from exc
+    return found
+
+
 def _signed(doc: dict[str, Any]) -> bytes:
     return canonical({**doc, "self": blake3(canonical(doc)).hexdigest()})
 
@@ -271,6 +307,6 @@ def _read_table(info: ObjectInfo, read: Callable[[int], bytes] | None) -> Any:
 def _number_from_json(x: object, name: str) -> float:
     if isinstance(x, str) and x in _NOT_FINITE:
         return _NOT_FINITE[x]
-    if isinstance(x, int | float) and not isinstance(x, bool):
+    if isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= sys.float_info.max:
         return float(x)
     raise ValueError(f"metric {name} is not a number")

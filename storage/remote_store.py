@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +29,12 @@ class RemoteStore(Store):
         super().__init__(url)
         self._has_answered = False
 
+    def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
+        check_name(key)
+        if start is not None and stop is not None and start >= stop:
+            return b""
+        return self._again(lambda: self._read_once(key, start, stop))
+
     def create(self, key: str, data: bytes) -> bool:
         check_name(key)
         if not self.is_exclusive and self._is_there(key):
@@ -38,11 +45,9 @@ class RemoteStore(Store):
                 self._create_once(key, data)
             except StorageError:
                 # It exists, or the answer was lost on its way: what is there now tells which. Where nothing
-                # is there, the first error is the news.
-                try:
-                    return self.read(key) == data
-                except ObjectMissing:
-                    pass
+                # is there, or nobody answers, the first error is the news, and it is tried again as a whole.
+                with contextlib.suppress(StorageError):
+                    return self._read_once(key) == data
                 raise
             return True
 
@@ -51,6 +56,10 @@ class RemoteStore(Store):
     @abstractmethod
     def _create_once(self, key: str, data: bytes) -> None:
         """Store a small object; StorageError if that fails, also because there is one already."""
+
+    @abstractmethod
+    def _read_once(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """What `read` gives, in one try."""
 
     def _again(self, operation: Callable[[], _T]) -> _T:
         result = retrying(operation, self.deadline_s if self._has_answered else self.deadline_s / 8)

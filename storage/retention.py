@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from storage.catalog import Entry
 
 
+_MAX_HOURS = 1e9  # well below what a timedelta holds
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
     """What keeps a checkpoint; one reason is enough. With no rule at all, everything is kept.
@@ -45,8 +48,10 @@ class Retention:
                 raise ConfigurationError(f"{name}={value!r}: give a whole number from 1, or None")
         hours = self.keep_every_hours
         number = isinstance(hours, int | float) and not isinstance(hours, bool)
-        if hours is not None and not (number and 0 < hours < math.inf):
-            raise ConfigurationError(f"keep_every_hours={hours!r}: give a number above 0, or None")
+        if hours is not None and not (number and 0 < hours <= _MAX_HOURS):
+            raise ConfigurationError(
+                f"keep_every_hours={hours!r}: give a number above 0, at most {_MAX_HOURS:.0f}, or None"
+            )
         if not isinstance(self.best_metric, str) or not self.best_metric:
             raise ConfigurationError(f"best_metric={self.best_metric!r}: give the name of a metric")
         if self.best_mode not in ("min", "max"):

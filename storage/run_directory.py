@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import secrets
 import socket
 import time
@@ -18,10 +19,10 @@ from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoin
 from storage.manifest import MANIFEST, Base, Manifest
 from storage.objects import read_manifest, sizes_in
 from storage.retention import Retention, to_delete
-from storage.strict_json import canonical, fields, parse, spelled
+from storage.strict_json import MAX_NBYTES, canonical, fields, parse, spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from storage.catalog import Chain, Entry
     from storage.store import Store
@@ -33,7 +34,11 @@ MAX_REQUEST_NBYTES = 1 << 16
 GRACE_S = 3600.0
 """Seconds for which what an earlier attempt may still be writing is left alone."""
 
+MAX_RECORD_NBYTES = 4 << 20
+"""Of a base record: the line of some 100,000 attempts."""
+
 _CLAIM_TRIES = 20
+_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 _BASE_KINDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
     "attempt": int,
@@ -75,7 +80,7 @@ class RunDirectory:
         """The content of run.json; None where there is no run yet."""
         if self._identity is None:
             try:
-                data = self.store.read(IDENTITY)
+                data = self.store.read(IDENTITY, 0, MAX_NBYTES + 1)
             except ObjectMissing:
                 return None
             self._identity = self._checked_identity(data)
@@ -107,15 +112,18 @@ class RunDirectory:
         where = f"{self.store.url}/{IDENTITY}"
         try:
             doc = parse(data)
+            canonical(doc)  # what it cannot spell could not be copied
         except ValueError as exc:
             raise CorruptCheckpoint(f"{where}: {exc}") from exc
-        if not isinstance(doc, dict) or not isinstance(doc.get("run_id"), str):
-            raise CorruptCheckpoint(f"{where} does not describe a run")
-        if doc.get("format") != FORMAT:
+        number = doc.get("format") if isinstance(doc, dict) else None
+        if type(number) is int and number != FORMAT:
             raise ConfigurationError(
-                f"{where} has format {doc.get('format')}, this version reads {FORMAT}: use a newer holdfast"
+                f"{where} has format {str(number)[:20]}, this version reads {FORMAT}: use a newer holdfast"
             )
-        return doc
+        ids = [doc.get(name) for name in ("run_id", "place_id")] if type(number) is int else [None]
+        if not all(isinstance(value, str) and _ID.fullmatch(value) for value in ids):
+            raise CorruptCheckpoint(f"{where} does not describe a run")
+        return dict(doc)
 
     # Attempts
 
@@ -128,6 +136,11 @@ class RunDirectory:
         nonce = secrets.token_hex(8)
         for tries in range(_CLAIM_TRIES):
             number = catalog.next_attempt(self._names())
+            if number > catalog.MAX_ATTEMPT:
+                raise CheckpointError(
+                    f"{self.store.url} has no attempt number left after {catalog.MAX_ATTEMPT}: "
+                    "copy its latest checkpoint to a new directory"
+                )
             claim = {
                 "format": FORMAT,
                 "attempt": number,
@@ -150,11 +163,12 @@ class RunDirectory:
         """The highest attempt number claimed; 0 if there is none."""
         return max((a.number for a in self._attempt_files()), default=0)
 
-    def record_base(self, attempt: Attempt, base: Base | None) -> None:
+    def record_base(self, attempt: Attempt, base: Base | None, *, only_stored: bool = False) -> None:
         """State where `attempt` goes on from, and with it which earlier attempts count up to which step.
 
-        From here on this alone decides which checkpoints are valid. Raises CheckpointError if `base` is on no
-        line of history that was recorded.
+        From here on this alone decides which checkpoints are valid. With `only_stored`, attempts of which no
+        checkpoint is left are left out: nobody can go on from one, unless from memory. Raises CheckpointError
+        if `base` is on no line of history that was recorded.
         """
         chain = catalog.extend(base, {})
         for record in self._base_records():
@@ -167,6 +181,9 @@ class RunDirectory:
             raise CheckpointError(
                 f"{self.store.url}: step {base.step} of attempt {base.attempt} is on no recorded line"
             )
+        if only_stored:
+            stored = {_parsed(directory)[1] for directory in self._directories()}
+            chain = tuple(link for link in chain if link.attempt in stored or link == base)
         self.record_line(attempt, base, chain)
 
     def record_line(self, attempt: Attempt, base: Base | None, chain: Chain) -> None:
@@ -180,6 +197,11 @@ class RunDirectory:
         }
         key = catalog.attempt_key(attempt.number, attempt.nonce, ".base")
         data = canonical(doc)
+        if len(data) > MAX_RECORD_NBYTES:
+            raise CheckpointError(
+                f"{self.store.url}: the line of {len(chain)} attempts has become too long to be recorded: "
+                "copy the latest checkpoint to a new directory"
+            )
         if not self.store.create(key, data) and self.store.read(key) != data:
             raise CheckpointError(f"{self.store.url}/{key}: the attempt has recorded another base before")
 
@@ -187,10 +209,6 @@ class RunDirectory:
         """Whether a state found elsewhere, at this step of this attempt, is on the newest line of history."""
         number, chain = self.line()
         return catalog.is_valid(base.attempt, base.step, chain, number)
-
-    def based_attempts(self) -> set[int]:
-        """The attempts that have recorded their base, as every attempt does before it trains."""
-        return {record.number for record in self._base_records()}
 
     def _attempt_files(self) -> list[catalog.AttemptFile]:
         found = (catalog.parse_attempt(key) for key in self.store.list(catalog.ATTEMPTS))
@@ -203,7 +221,8 @@ class RunDirectory:
     def _read_chain(self, record: catalog.AttemptFile) -> Chain:
         key = catalog.attempt_key(record.number, record.nonce, record.kind)
         try:
-            doc = fields(parse(self.store.read(key)), "base record", _BASE_KINDS)
+            data = self.store.read(key, 0, MAX_RECORD_NBYTES + 1)
+            doc = fields(parse(data, max_nbytes=MAX_RECORD_NBYTES), "base record", _BASE_KINDS)
             return tuple(Base.from_json(link, "link of the chain") for link in doc["chain"])
         except ValueError as exc:
             raise CorruptCheckpoint(f"{self.store.url}/{key}: {exc}") from exc
@@ -228,7 +247,12 @@ class RunDirectory:
 
     def latest(self) -> Entry | None:
         """The checkpoint to resume from; None if there is no valid complete one."""
-        return next(self.candidates(), None)
+        while True:
+            line = self.line()
+            found = next(self.candidates(), None)
+            # By a line that others have left behind meanwhile, none of what they keep may count.
+            if found is not None or self.line() == line:
+                return found
 
     def candidates(self) -> Iterator[Entry]:
         """The valid complete checkpoints, newest first: the next is there to fall back to."""
@@ -249,6 +273,21 @@ class RunDirectory:
         number, chain = self.line()
         again = [self._judge(directory, number, chain, set()) for directory in found]
         return [entry for entry in again if entry.status == "incomplete" and entry.committed]
+
+    def unusable(self, bad: Collection[str] = ()) -> list[Entry]:
+        """What was committed and neither counts nor was cut off: it, or what says that it counts, is damaged.
+
+        Where there is no latest checkpoint, starting from zero in spite of these would lose the run.
+        `bad` are directories known to be damaged.
+        """
+        based = {record.number for record in self._base_records()}
+        return [
+            e
+            for e in self.entries()
+            if e.directory in bad
+            or e.status == "quarantined"
+            or (e.committed and (e.status == "incomplete" or e.attempt not in based))
+        ]
 
     def _newest_first(self) -> Iterator[Entry]:
         """The checkpoints on the newest line that are not in quarantine."""
@@ -280,11 +319,12 @@ class RunDirectory:
         base = chain[-1] if chain else None
         protected = {e.directory for e in entries if base == Base(e.step, e.attempt)}
         protected |= {e.directory for e in [e for e in entries if e.directory in verified][-1:]}
-        protected |= self.on_record(catalog.PINS)
         deleted = []
-        for entry in to_delete(entries, retention, protected):
+        for entry in to_delete(entries, retention, protected | self.pins()):
             if attempt is not None and self.newest_attempt() > attempt.number:
                 break
+            if entry.directory in self.pins():  # by now: what went before may have taken long
+                continue
             self._delete(entry.directory)
             deleted.append(entry.directory)
         return deleted
@@ -302,8 +342,7 @@ class RunDirectory:
         bad = self.on_record(catalog.QUARANTINE)
         pinned = self.on_record(catalog.PINS)
         found = []
-        directories = self._directories()
-        for directory in directories:
+        for directory in self._directories():
             if number is None or _parsed(directory)[1] >= number or directory in pinned:
                 continue
             if directory in self._complete and not invalid:
@@ -319,7 +358,7 @@ class RunDirectory:
             if not dry_run:
                 self._delete(directory)
         if not dry_run:
-            self._forget_records_of({*directories})
+            self._forget_stale_records()
         return found
 
     # What is on record about checkpoints
@@ -336,8 +375,11 @@ class RunDirectory:
         self._record(catalog.VERIFIED, directory, {})
 
     def pin(self, directory: str) -> None:
-        """Keep a checkpoint whatever the rules of retention say."""
+        """Keep a checkpoint whatever the rules of retention say. CheckpointError if it is being deleted."""
         self._record(catalog.PINS, directory, {})
+        if f"{directory}/{MANIFEST}" not in self.store.list(directory):
+            self.unpin(directory)
+            raise CheckpointError(f"{self.store.url}/{directory} has been deleted meanwhile: pin another one")
 
     def unpin(self, directory: str) -> None:
         """Leave a checkpoint to the rules of retention again."""
@@ -361,10 +403,13 @@ class RunDirectory:
         }
         self.store.write(catalog.record_key(kind, directory), (canonical(doc),))
 
-    def _forget_records_of(self, directories: set[str]) -> None:
-        for kind in (catalog.QUARANTINE, catalog.PINS, catalog.VERIFIED):
-            stale = self.on_record(kind) - directories
-            if stale:
+    def _forget_stale_records(self) -> None:
+        """Delete what is on record about checkpoints that are gone."""
+        kinds = (catalog.QUARANTINE, catalog.PINS, catalog.VERIFIED)
+        recorded = [(kind, self.on_record(kind)) for kind in kinds]
+        there = {*self._directories()}  # listed last: what has a record by then was there before
+        for kind, directories in recorded:
+            if stale := directories - there:
                 self.store.delete([catalog.record_key(kind, directory) for directory in stale])
 
     def probe_exclusive(self) -> bool:
@@ -373,6 +418,7 @@ class RunDirectory:
         Where it does not, nonces and signs of life alone keep two coordinators apart.
         """
         key = f"probe-{secrets.token_hex(8)}.json"
+        self.store.is_exclusive = True  # else it would look first, as an earlier probe told it to
         try:
             self.store.create(key, b'{"first":true}')
             self.store.is_exclusive = not self.store.create(key, b'{"first":false}')
@@ -449,7 +495,7 @@ class RunDirectory:
         return nonce
 
     def requested(self, name: str) -> dict[str, Any] | None:
-        """The last request of this name, with its `nonce`; None if there was none, or if it cannot be read."""
+        """The last request of this name, with its `nonce`; None if there is none that can be read."""
         try:
             request = parse(self.store.read(f"{REQUESTS}/{name}.json", 0, MAX_REQUEST_NBYTES))
         except (ObjectMissing, ValueError):
@@ -468,7 +514,10 @@ class RunDirectory:
 
     def _json_lines(self, key: str) -> list[dict[str, Any]]:
         try:
-            lines = [parse(line) for line in self.store.read(key).splitlines()]
+            data = self.store.read(key, 0, MAX_NBYTES + 1)
+            if len(data) > MAX_NBYTES:
+                raise ValueError(f"more than {MAX_NBYTES} bytes")  # noqa: TRY301
+            lines = [parse(line) for line in data.splitlines()]
         except ValueError as exc:
             raise CorruptCheckpoint(f"{self.store.url}/{key}: {exc}") from exc
         if not all(isinstance(line, dict) for line in lines):

@@ -81,7 +81,7 @@ class SshStore(RemoteStore):
 
         return self._retrying("list", prefix, names)
 
-    def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
+    def _read_once(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         path = self._path(key)
         begin = start or 0
 
@@ -97,7 +97,8 @@ class SshStore(RemoteStore):
                     data += piece
             return bytes(data)
 
-        return self._retrying("read", key, pieces)
+        with self._connected("read", key) as session:
+            return self._run(pieces(session))
 
     def write(self, key: str, buffers: Iterable[bytes | memoryview]) -> int:
         path = self._path(key)

@@ -30,10 +30,7 @@ def open_store(url: str) -> Store:
 
     Raises ConfigurationError for a URL that cannot work, MissingExtra if its package is not installed.
     """
-    if not url or "\0" in url or "::" in url:
-        raise ConfigurationError(
-            f"{url!r} is not the URL of a place: give a path or a URL such as s3://bucket/run"
-        )
+    check_url(url)
     scheme, separator, rest = url.partition("://")
     if scheme in ("sftp", "ssh") and separator:
         from storage.ssh_store import SshStore
@@ -46,6 +43,16 @@ def open_store(url: str) -> Store:
     from storage.file_store import FileStore
 
     return FileStore(os.path.abspath(rest if separator else os.path.expanduser(url)))
+
+
+def check_url(url: str) -> None:
+    """Raise ConfigurationError for what cannot be the URL of a place, or no string."""
+    is_text = isinstance(url, str)
+    if not is_text or not url.partition("://")[2 if "://" in url else 0] or "\0" in url or "::" in url:
+        raise ConfigurationError(
+            f"{url!r} is not the URL of a place: give a path or a URL such as s3://bucket/run"
+            + ("" if is_text else ", as a str")
+        )
 
 
 class Store(ABC):

@@ -139,6 +139,9 @@ class StoreContract:
         assert store.read("k", 0, 4) == b"0123"
         assert store.read("k", 8, 99) == b"89"
         assert store.read("k", 5, 5) == b""
+        assert store.read("k", 10, 20) == store.read("k", 12, 20) == store.read("k", 12) == b""
+        store.write("empty", [])
+        assert store.read("empty", 0, 1) == store.read("empty", 0) == b""
 
     def test_a_missing_object_is_named(self, store: Store) -> None:
         assert "no/such" in _raised(ObjectMissing, lambda: store.read("no/such"))

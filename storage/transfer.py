@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
 from storage import catalog
-from storage.address import find
-from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint
+from storage.address import check_run_url, find
+from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, Superseded
 from storage.manifest import MANIFEST, TABLE, Base, ObjectInfo
 from storage.objects import read_manifest, sizes_in
-from storage.run_directory import RunDirectory
+from storage.run_directory import Attempt, RunDirectory
 from storage.store import open_store
 from storage.verification import verify_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from storage.catalog import Chain
+    from storage.catalog import Chain, Entry
+    from storage.manifest import Manifest
     from storage.store import Store
 
 _PIECE_NBYTES = 8 << 20
@@ -40,9 +41,10 @@ def copy(source: str, destination: str, progress: Callable[[int], None] = lambda
 
     Every object is compared with the manifest while it is read and once more where it was written; only then
     the copy is committed and becomes the latest there. A new directory becomes a copy of the run. Memory is
-    bounded. Raises ConfigurationError if another run, or a later step, is there. `progress` is told the bytes
-    done.
+    bounded. Raises ConfigurationError if another run, or a later step, is there, Superseded if another has
+    copied or trained there meanwhile. `progress` is told the bytes done.
     """
+    check_run_url(destination)
     run, store, directory = find(source)
     manifest = read_manifest(store, directory)
     identity = run.identity()
@@ -50,14 +52,11 @@ def copy(source: str, destination: str, progress: Callable[[int], None] = lambda
         raise CheckpointError(f"{store.url}/{directory} does not belong to the run of {store.url}")
     target = RunDirectory(open_store(destination))
     there = target.identity()
-    if there is not None and there["run_id"] != manifest.run_id:
-        raise ConfigurationError(f"{destination} holds another run: copy to a new directory")
+    _check_run(there, manifest, destination)
     latest = target.latest()
-    if latest is not None and latest.step > manifest.step:
-        raise ConfigurationError(
-            f"{destination} is at step {latest.step} already: a copy of step {manifest.step} would undo that"
-        )
+    _check_step(latest, manifest, destination)
     url = f"{target.store.url}/{directory}"
+    attempt = None
     was_there = latest is not None and latest.directory == directory
     if was_there:
         report = verify_checkpoint(target.store, directory, read_data=True, progress=progress)
@@ -66,11 +65,49 @@ def copy(source: str, destination: str, progress: Callable[[int], None] = lambda
     else:
         _copy_objects(store, target.store, directory, manifest.objects, progress)
         _copy_manifest(store, target.store, directory)
-        base = Base(manifest.step, manifest.attempt)
-        target.record_line(target.claim_attempt(), base, _line_to(run, base))
+        attempt = _make_latest(
+            target, manifest, _line_to(run, Base(manifest.step, manifest.attempt)), destination
+        )
     if there is None:  # last, so that nobody starts from zero in a copy that was not finished
         target.copy_identity(identity)
+        _check_run(target.identity(), manifest, destination)
+    if attempt is not None:
+        _acknowledge(target, attempt, destination)
     return Copied(url, manifest.step, manifest.nbytes, was_there)
+
+
+def _check_run(identity: Mapping[str, Any] | None, manifest: Manifest, destination: str) -> None:
+    if identity is not None and identity["run_id"] != manifest.run_id:
+        raise ConfigurationError(f"{destination} holds another run: copy to a new directory")
+
+
+def _check_step(latest: Entry | None, manifest: Manifest, destination: str) -> None:
+    if latest is not None and latest.step > manifest.step:
+        raise ConfigurationError(
+            f"{destination} is at step {latest.step} already: a copy of step {manifest.step} would undo that"
+        )
+
+
+def _make_latest(target: RunDirectory, manifest: Manifest, line: Chain, destination: str) -> Attempt:
+    """Record the line that ends in the copy, in the order in which a coordinator does: the claim comes first.
+
+    Copying takes long, and what was committed there meanwhile must not be cut off.
+    """
+    attempt = target.claim_attempt()
+    _check_run(target.identity(), manifest, destination)
+    _check_step(target.latest(), manifest, destination)
+    target.record_line(attempt, Base(manifest.step, manifest.attempt), line)
+    return attempt
+
+
+def _acknowledge(target: RunDirectory, attempt: Attempt, destination: str) -> None:
+    """Raise Superseded if another attempt has begun there, which may not have seen the copy."""
+    newest = target.newest_attempt()
+    if newest > attempt.number:
+        raise Superseded(
+            f"attempt {newest} has taken over {destination}: whether the copy counts there is not known, "
+            "copy again"
+        )
 
 
 def _copy_manifest(source: Store, target: Store, directory: str) -> None:

@@ -1,7 +1,8 @@
 """The agent of a node: it owns the shared memory, gives out work, is the barrier and commits steps.
 
 `AgentLoop.run` is a single-threaded loop over Unix sockets and pidfds; `tell` and `listen` are how the
-coordinator speaks with it, from other threads. What is trained next is decided in `Training`, which does no waiting.
+coordinator speaks with it, from other threads. What is trained next is decided in `Training`, which does no
+waiting.
 """
 
 from __future__ import annotations

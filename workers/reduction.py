@@ -1,8 +1,8 @@
 """The gradients of a step over several nodes: who has which part of the tree, and how they come together.
 
 Each node computes the microbatches of its range, adds them to parts (aligned subtrees), serves these to the
-others and fetches theirs. With all parts, every node finishes the same tree. A step's parts are kept until the
-next one's are complete: whoever is a step behind when a node is lost gets them from one who is ahead.
+others and fetches theirs. With all parts, every node finishes the same tree. A step's parts are kept until
+the next one's are complete: whoever is a step behind when a node is lost gets them from one who is ahead.
 """
 
 from __future__ import annotations

@@ -297,7 +297,7 @@ class Training:
         self._started(self._copied_step, self._target, stored=False)
 
     def _replay(self, address: str, epoch: int, step: int) -> None:
-        """Make the step that another node is ahead by, with the sums that it has kept; else copy its state."""
+        """Make the step that another node is ahead by, with sums that it has kept; else copy its state."""
         reduction = self._reduction
         if step != self._step or reduction is None or not reduction.replay(address, epoch, step):
             self._copy(address, step + 1)

@@ -263,7 +263,7 @@ def scale() -> None:
     sizes = {key: info.nbytes for key, info in objects.items()} | {"manifest.json": len(data)}
     base = {"format": 1, "attempt": 1, "nonce": nonce, "base": None, "chain": []}
     small = {
-        "run.json": json.dumps({"format": 1, "run_id": "r"}).encode(),
+        "run.json": json.dumps({"format": 1, "run_id": "r", "place_id": "p"}).encode(),
         catalog.attempt_key(1, nonce): b"{}",
         catalog.attempt_key(1, nonce, ".base"): json.dumps(base).encode(),
         f"{directories[-1]}/manifest.json": data,

@@ -146,7 +146,7 @@ def test_a_writer_that_is_killed_publishes_nothing(url):
 
 
 def test_arrays_are_saved_loaded_and_copied(url, tmp_path):
-    arrays = {"a": np.arange(1000.0), "b": np.ones((3, 4), np.float32)}
+    arrays = {"a": np.arange(1000.0), "b": np.ones((3, 4), np.float32), "none": np.zeros((0, 5), np.int8)}
     storage.save(url, arrays, keep=2)
     storage.save(url, {name: values + 1 for name, values in arrays.items()})
     assert np.array_equal(storage.load(url)["a"], arrays["a"] + 1)

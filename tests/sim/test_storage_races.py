@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from storage import catalog, run_directory
+from storage import catalog, library, run_directory
 from storage.checkpoint import commit, directory_name, write_part
-from storage.errors import CheckpointError, StorageError, Superseded
+from storage.errors import CheckpointError, ConfigurationError, StorageError, Superseded
 from storage.layout import Layout, StateArray
 from storage.manifest import Base
 from storage.reader import restore
@@ -146,14 +146,37 @@ def coordinate(world: World, store: Store, me: int) -> None:
         world.ended[me] = type(error).__name__
 
 
-def played(count: int, exclusive: bool, choose: Callable[[int, list[int]], int]) -> tuple[World, Baton]:
+HERE = threading.local()
+"""The store that the library opens in this thread."""
+
+
+def save(world: World, store: Store, me: int) -> None:
+    """storage.save, from the first look at a new directory on."""
+    HERE.store = store
+    try:
+        url = library.save("model", {"w": FLAT["params"]}, step=me, keep=1)
+        named = catalog.parse_directory(url.removeprefix("model/"))
+        assert named is not None
+        world.acknowledged.append((named[1], named[0]))
+        world.ended[me] = "done"
+    except (Superseded, ConfigurationError, CheckpointError, StorageError) as error:
+        world.ended[me] = type(error).__name__
+
+
+def played(
+    count: int,
+    exclusive: bool,
+    choose: Callable[[int, list[int]], int],
+    act: Callable[[World, Store, int], None] = coordinate,
+) -> tuple[World, Baton]:
     """One interleaving, to its end."""
     world = World(ModelStore(exclusive=exclusive))
-    RunDirectory(world.inner).create_identity({"seed": 0})
+    if act is coordinate or not exclusive:  # see the test of a saver who looked too early
+        RunDirectory(world.inner).create_identity({"kind": "arrays"})
     baton = Baton(count, choose)
 
     def body(me: int) -> None:
-        coordinate(world, Shared(world.inner, baton, me), me)
+        act(world, Shared(world.inner, baton, me), me)
         baton.leave(me)
 
     threads = [threading.Thread(target=body, args=(me,), daemon=True) for me in range(count)]
@@ -165,7 +188,7 @@ def played(count: int, exclusive: bool, choose: Callable[[int, list[int]], int])
     return world, baton
 
 
-def check(world: World, trace: object) -> None:
+def check(world: World, trace: object, name: str = "params") -> None:
     """All that was acknowledged is on the line that decides; the latest is at least as far, and whole."""
     run = RunDirectory(world.inner)
     number, chain = run.line()
@@ -185,14 +208,21 @@ def check(world: World, trace: object) -> None:
     if world.acknowledged:
         assert latest is not None, (world.ended, trace)
         assert latest.step >= max(step for _, step in world.acknowledged), trace
-        into = {"params": np.full(ARRAYS[0].padded_length, 7, np.float32)}
         assert latest.manifest is not None
+        if name != "params":
+            return
+        into = {"params": np.full(ARRAYS[0].padded_length, 7, np.float32)}
         restore(world.inner, latest.directory, latest.manifest, ARRAYS, into)
         assert into["params"].tobytes() == FLAT["params"].tobytes()
     assert "done" in world.ended.values() or not world.acknowledged or latest is not None
 
 
-def interleavings(count: int, exclusive: bool, preemptions: int) -> Iterator[tuple[World, Any]]:
+def interleavings(
+    count: int,
+    exclusive: bool,
+    preemptions: int,
+    act: Callable[[World, Store, int], None] = coordinate,
+) -> Iterator[tuple[World, Any]]:
     """All schedules that take the turn from a thread that could go on at most so many times."""
     todo: list[tuple[tuple[int, ...], int]] = [((), 0)]
     while todo:
@@ -207,7 +237,7 @@ def interleavings(count: int, exclusive: bool, preemptions: int) -> Iterator[tup
             last.append(chosen)
             return chosen
 
-        world, baton = played(count, exclusive, choose)
+        world, baton = played(count, exclusive, choose, act)
         yield world, [turn for turn, _ in baton.trace]
         if used == preemptions:
             continue
@@ -236,6 +266,19 @@ def test_every_interleaving_up_to_a_bound(count: int, preemptions: int, exclusiv
     print(f"{count} coordinators, at most {preemptions} preemptions: {played_out} interleavings, {ends}")
     assert any("Superseded" in end for end in ends), "no coordinator was ever superseded"
     assert played_out > 50
+
+
+@pytest.mark.parametrize(("count", "preemptions"), [(2, 2), (3, 1)])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_every_interleaving_of_savers(
+    count: int, preemptions: int, exclusive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "open_store", lambda url: HERE.store)
+    played_out = 0
+    for world, trace in interleavings(count, exclusive, preemptions, save):
+        check(world, trace, "data/float32")
+        played_out += 1
+    print(f"{count} savers, at most {preemptions} preemptions: {played_out} interleavings")
 
 
 @pytest.mark.parametrize("exclusive", [True, False])

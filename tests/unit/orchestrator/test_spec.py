@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from orchestrator.execution import Request
-from orchestrator.identity import FIXED, check_settings, settings_identity
+from orchestrator.identity import FIXED, check_is_training, check_settings, settings_identity
+from orchestrator.life import check_beat, own_life
 from orchestrator.result import Result, finite
 from orchestrator.spec import Checkpoints, Job, RestartPolicy, check_microbatches, check_workers
-from storage.errors import ConfigurationError, IdentityMismatch
+from orchestrator.totals import Totals
+from storage.errors import ConfigurationError, CorruptCheckpoint, IdentityMismatch
 
 
 def make(**changes: Any) -> Job:
@@ -144,6 +146,39 @@ def test_every_setting_that_decides_bits_is_compared_and_named(name: str, value:
     with pytest.raises(IdentityMismatch, match=rf"s3://b/run.*{name} is {identity[name]}.*{value} here"):
         check_settings(identity, make(**{name: value}), "s3://b/run")
     assert name in FIXED
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"seed": ...}, "it has no seed"),
+        ({"kind": "arrays", "model": ...}, "it has no model"),
+        ({"microbatches": "4"}, "microbatches or arrays"),
+        ({"arrays": 5}, "microbatches or arrays"),
+        ({"arrays": [{"name": "../x"}]}, "state array: missing"),
+    ],
+)
+def test_a_run_json_that_is_of_no_training_run_is_refused(changes: dict[str, Any], fault: str) -> None:
+    identity = {**settings_identity(make(), 4), "arrays": [], "data": {}, "model": {}, "optimizer": {}}
+    check_is_training(identity, "s3://b/run")
+    changed = {name: value for name, value in {**identity, **changes}.items() if value is not ...}
+    with pytest.raises(ConfigurationError, match=rf"s3://b/run/run\.json is not that of a.*{fault}"):
+        check_is_training(changed, "s3://b/run")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"closed": ...}, {"closed": "yes"}, {"pid": "1"}, {"totals": {}}, {"totals": None}, {"metrics": []}],
+)
+def test_a_sign_of_life_that_says_something_else_is_a_named_error(changes: dict[str, Any]) -> None:
+    beat = {**own_life(), "attempt": 1, "nonce": "0" * 16, "counter": 1, "closed": True, "status": "done"}
+    beat |= {"error": None, "step": 1, "trained": True, "steps": 1, "metrics": {}, "steps_per_s": None}
+    beat |= {"workers": 1, "totals": Totals().to_json(), "state_digest": None}
+    check_beat(beat, "url")
+    with pytest.raises(CorruptCheckpoint, match=f"url/attempts: .*{next(iter(changes))}"):
+        check_beat({name: x for name, x in {**beat, **changes}.items() if x is not ...}, "url")
+    with pytest.raises(CorruptCheckpoint, match="budgeted is not a list of steps"):
+        check_beat({**beat, "totals": {**Totals().to_json(), "budgeted": ["x"]}}, "url")
 
 
 # -- results ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
+from storage import checkpoint
 from storage.checkpoint import (
     Part,
     commit,
@@ -16,6 +17,7 @@ from storage.checkpoint import (
 )
 from storage.errors import (
     CheckpointError,
+    ConfigurationError,
     CorruptCheckpoint,
     IncompatibleCheckpoint,
     StorageError,
@@ -330,3 +332,11 @@ def _commit(run, attempt, directory, parts):
         metrics={},
         fingerprint={},
     )
+
+
+def test_documents_that_no_reader_would_take_are_refused(run, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_NBYTES", 1000)
+    run.record_base(attempt := run.claim_attempt(), None)
+    with pytest.raises(ConfigurationError, match=r"params/zarr\.json of [0-9]+ bytes: save fewer variables"):
+        save(run, attempt, 1)
+    assert run.latest() is None

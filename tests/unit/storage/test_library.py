@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,9 +13,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import storage
-from storage.errors import ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
+from storage import library
+from storage.errors import (
+    CheckpointError,
+    ConfigurationError,
+    CorruptCheckpoint,
+    IncompatibleCheckpoint,
+    StorageError,
+)
+from storage.object_store import ObjectStore
 from storage.run_directory import RunDirectory
 from storage.store import open_store
+from storage.testing import MemoryStore
+from tests.sim.storage_model import ModelStore
 
 ARRAYS = {
     "dense/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -78,11 +89,119 @@ def test_steps_go_up_by_themselves_and_never_down(tmp_path):
     assert storage.open(url).manifest.step == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": 10**12}, "step 1000000000000: give a whole number from 0 to 999999999999"),
+        ({"step": -1}, "step -1: give a whole number"),
+        ({"step": True}, "step True: give a whole number"),
+        ({"step": 1.0}, r"step 1\.0: give a whole number"),
+        ({"compression": "gzip"}, "compression='gzip' is not known"),
+        ({"keep": 0}, "keep=0: give a whole number"),
+        ({"metadata": {"x": np.float32(1)}}, "metadata: .*give JSON values by name"),
+        ({"metrics": {"loss": None}}, "metrics: .*give numbers by name"),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused_before_another_saver_is_superseded(tmp_path, options, message):
+    url = str(tmp_path / "w")
+    storage.save(url, {"x": np.ones(3)})
+    with pytest.raises(ConfigurationError, match=message):
+        storage.save(url, {"x": np.ones(3)}, **options)
+    assert RunDirectory(open_store(url)).newest_attempt() == 1
+
+
+def test_a_step_may_be_any_integer(tmp_path):
+    saved = storage.save(str(tmp_path / "w"), {"x": np.ones(3)}, step=np.int64(5))
+    assert storage.open(saved).manifest.step == 5
+
+
+def test_a_place_that_no_address_could_name_is_not_saved_to(tmp_path):
+    with pytest.raises(ConfigurationError, match="'#' would be taken for a step"):
+        storage.save(str(tmp_path / "w#2"), {"x": np.ones(3)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_does_not_begin_anew_where_only_damaged_checkpoints_are_left(tmp_path):
+    url = str(tmp_path / "w")
+    saved = storage.save(url, {"x": np.ones(3)}, step=7)
+    shard = f"{saved}/data/float64/c/0"
+    os.rename(shard, f"{url}/aside")
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint of .* can be used: .*data/float64/c/0 is missing"
+    ):
+        storage.save(url, {"x": np.ones(3)})
+    os.rename(f"{url}/aside", shard)
+    shutil.rmtree(f"{url}/attempts")
+    with pytest.raises(CheckpointError, match="is not on the line of attempt None"):
+        storage.save(url, {"x": np.ones(3)})
+
+
+def test_a_saver_who_looked_before_the_first_save_does_not_replace_its_run(monkeypatch):
+    """Where creation is not exclusive, another run.json would take what was acknowledged out of the run."""
+    store = ModelStore(exclusive=False)
+    monkeypatch.setattr(library, "open_store", lambda url: store)
+    real = RunDirectory.claim_attempt
+    urls = []
+
+    def claim_attempt(run):
+        monkeypatch.setattr(RunDirectory, "claim_attempt", real)
+        urls.append(storage.save("model", {"x": np.ones(3)}))
+        return real(run)
+
+    monkeypatch.setattr(RunDirectory, "claim_attempt", claim_attempt)
+    urls.append(storage.save("model", {"x": np.ones(3)}))
+    entries = RunDirectory(store).entries()
+    assert [(f"model/{e.directory}", e.status) for e in entries] == [
+        (urls[0], "complete"),
+        (urls[1], "latest"),
+    ]
+
+
+def test_what_was_saved_is_saved_even_if_old_ones_cannot_be_deleted(monkeypatch):
+    store = MemoryStore()
+    storage.save(store.url, {"x": np.ones(3)})
+    storage.save(store.url, {"x": np.ones(3)})
+
+    def fail(self, keys):
+        raise StorageError("told to fail")
+
+    monkeypatch.setattr(ObjectStore, "delete", fail)
+    with pytest.warns(UserWarning, match="saved, but older checkpoints could not be deleted: told to fail"):
+        url = storage.save(store.url, {"x": np.ones(3)}, keep=1)
+    assert storage.latest(store.url) == url
+
+
+def test_the_line_of_many_saves_is_as_long_as_what_is_kept(tmp_path):
+    url = str(tmp_path / "w")
+    for _ in range(6):
+        storage.save(url, {"x": np.ones(3)}, keep=2)
+    run = RunDirectory(open_store(url))
+    number, chain = run.line()
+    assert (number, [(link.step, link.attempt) for link in chain]) == (6, [(3, 4), (4, 5)])
+    assert [(e.step, e.status) for e in run.entries()] == [(4, "complete"), (5, "latest")]
+
+
+def test_what_a_killed_saver_left_goes_with_later_saves(tmp_path):
+    url = str(tmp_path / "w")
+    storage.save(url, {"x": np.ones(3)})
+    left = tmp_path / "w" / "checkpoints" / "step-000000000001-a00000001-0123456789abcdef"
+    left.mkdir()
+    (left / "half").write_bytes(b"half")
+    storage.save(url, {"x": np.ones(3)}, keep=2)
+    assert left.exists()
+    for path in (left / "half", left):
+        os.utime(path, (0, 0))
+    storage.save(url, {"x": np.ones(3)}, keep=2)
+    assert not left.exists()
+
+
 def test_keep_leaves_only_the_newest(tmp_path):
     url = str(tmp_path / "w")
     for value in range(5):
         storage.save(url, {"x": np.full(3, value)}, keep=2)
     assert [entry.step for entry in RunDirectory(open_store(url)).entries()] == [3, 4]
+    storage.save(url, {"x": np.ones(3)}, keep=1)
+    assert [entry.step for entry in RunDirectory(open_store(url)).entries()] == [4, 5]
 
 
 def test_variables_are_read_when_they_are_looked_at(tmp_path):
@@ -113,6 +232,8 @@ def test_plain_zarr_opens_it(tmp_path):
         ({"o": np.array([object()])}, "o: object cannot be saved"),
         ({"../x": np.ones(2)}, "bad name"),
         ({"a": [1, 2], "": np.ones(2)}, "bad name"),
+        ({1: np.ones(2)}, "1: the name is not a string"),
+        ({"a": [[1], [1, 2]]}, "'a': .*inhomogeneous"),
     ],
 )
 def test_what_cannot_be_saved_is_named_and_nothing_is_written(tmp_path, arrays, message):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -6,14 +7,14 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import CorruptCheckpoint
-from storage.manifest import MAX_NBYTES, ArrayInfo, Base, Manifest, ObjectInfo
+from storage.errors import ConfigurationError, CorruptCheckpoint
+from storage.manifest import MAX_NBYTES, ArrayInfo, Base, Manifest, ObjectInfo, json_values, numbers
 from storage.strict_json import canonical
 
 names = st.from_regex(r"[a-z0-9_][a-z0-9_.]{0,6}(/[a-z0-9_]{1,6}){0,2}", fullmatch=True)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
-numbers = st.integers(0, 10**9)
-bases = st.builds(Base, numbers, numbers)
+counts = st.integers(0, 10**9)
+bases = st.builds(Base, counts, counts)
 plain = (
     st.none()
     | st.booleans()
@@ -21,19 +22,19 @@ plain = (
     | st.floats(allow_nan=False, allow_infinity=False)
 )
 arrays = st.lists(
-    st.builds(ArrayInfo, names, st.sampled_from(["float32", "int64"]), numbers, digests),
+    st.builds(ArrayInfo, names, st.sampled_from(["float32", "int64"]), counts, digests),
     max_size=3,
     unique_by=lambda a: a.name,
 ).map(tuple)
 manifests = st.builds(
     Manifest,
     run_id=st.uuids().map(str),
-    attempt=numbers,
+    attempt=counts,
     nonce=st.binary(min_size=8, max_size=8).map(bytes.hex),
-    step=numbers,
+    step=counts,
     parent=st.none() | bases,
     arrays=arrays,
-    objects=st.dictionaries(names, st.builds(ObjectInfo, numbers, digests), max_size=4),
+    objects=st.dictionaries(names, st.builds(ObjectInfo, counts, digests), max_size=4),
     state_digest=digests,
     counters=st.dictionaries(st.text(max_size=8), plain | st.text(max_size=8) | st.lists(plain), max_size=3),
     metrics=st.dictionaries(st.text(max_size=8), st.floats(), max_size=3),
@@ -119,6 +120,7 @@ def test_anything_else_is_a_corrupt_checkpoint(data):
         ({"arrays": [{"name": "p", "dtype": "int8", "length": 1 << 60, "layout": "ab" * 32}]}, "length"),
         ({"arrays": [{"name": "p", "dtype": "int8", "length": 1, "layout": "ab" * 32}] * 2}, "same name"),
         ({"metrics": {"loss": "high"}}, "metric loss"),
+        ({"metrics": {"loss": 10**400}}, "metric loss"),
         ({"versions": {"numpy": 2}}, "version of numpy"),
     ],
 )
@@ -144,3 +146,67 @@ def test_a_forged_field_is_named(changes, fault):
 def test_hostile_json_is_refused_with_its_reason(data, fault):
     with pytest.raises(CorruptCheckpoint, match=fault):
         Manifest.parse(data)
+
+
+def test_the_same_values_in_other_words_are_no_manifest():
+    data, _ = dataclasses.replace(example(), counters={"x": 3e16}).to_bytes()
+    assert Manifest.parse(data).counters == {"x": 3e16}
+    for other in (data.replace(b"3e+16", b"3e016"), data + b"\n", json.dumps(json.loads(data)).encode()):
+        with pytest.raises(CorruptCheckpoint, match="not as this version writes it"):
+            Manifest.parse(other)
+
+
+def nested(depth):
+    value = {}
+    for _ in range(depth - 1):
+        value = {"k": value}
+    return value
+
+
+@given(
+    st.dictionaries(
+        st.integers(0, 200) | st.text(max_size=3),
+        st.recursive(
+            plain | st.text(max_size=3),
+            lambda inner: st.lists(inner, max_size=2).map(tuple) | st.dictionaries(st.integers(0, 20), inner),
+        ),
+        max_size=4,
+    )
+    | st.integers(1, 20).map(nested)
+)
+def test_what_is_taken_as_metadata_can_be_read_again(metadata):
+    try:
+        data, _ = dataclasses.replace(example(), metadata=metadata).to_bytes()
+    except ConfigurationError:
+        return
+    assert Manifest.parse(data).metadata == json_values("metadata", metadata)
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        (nested(16), "metadata: nested deeper"),
+        (nested(10**5), "metadata: "),
+        ({"x": float("nan")}, "metadata: "),
+        ({"x": object()}, "metadata: .*not JSON serializable"),
+        ({"x": "\ud800"}, "metadata: "),
+        ({"x": 10**5000}, "metadata: "),
+        ({1: "a", "1": "b"}, "metadata: "),
+        ({"x": "y" * (1 << 20)}, "metadata: .*more than the 1048576 allowed"),
+        ([1, 2], "metadata: "),
+    ],
+)
+def test_values_that_no_reader_would_take_are_refused_before_they_are_written(values, fault):
+    with pytest.raises(ConfigurationError, match=fault):
+        json_values("metadata", values)
+
+
+def test_keys_become_strings_in_the_order_of_strings():
+    data, _ = dataclasses.replace(example(), metadata={2: "a", 10: "b"}).to_bytes()
+    assert Manifest.parse(data).metadata == {"2": "a", "10": "b"}
+
+
+@pytest.mark.parametrize("values", [{"x": None}, {"x": 10**400}, {1: 2.0}, [1], {"x": "?"}])
+def test_metrics_are_numbers_by_name(values):
+    with pytest.raises(ConfigurationError, match=r"metrics: .*give numbers by name"):
+        numbers("metrics", values)

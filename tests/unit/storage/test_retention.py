@@ -63,6 +63,12 @@ def test_a_clock_that_goes_back_costs_no_more_than_its_jump():
     assert kept(entries, keep=1, keep_every_hours=2) == [1, 3, 8]
 
 
+@pytest.mark.parametrize("hours", [0, -1, math.inf, 1e300, True, "1"])
+def test_hours_that_no_clock_shows_are_refused(hours):
+    with pytest.raises(ConfigurationError, match=r"keep_every_hours=.*give a number above 0"):
+        Retention(keep_every_hours=hours)
+
+
 def test_the_best_are_kept_too_and_not_a_number_is_not_among_them():
     losses = [3.0, 1.0, math.nan, 2.0, None, 5.0, math.inf]
     entries = [entry(step, loss=loss) for step, loss in enumerate(losses, 1)]

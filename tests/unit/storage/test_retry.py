@@ -116,3 +116,27 @@ def test_a_place_that_never_answered_is_given_up_sooner(monkeypatch, pauses):
     with pytest.raises(StorageError):
         store.list()
     assert store.deadline_s / 8 < sum(pauses) <= store.deadline_s
+
+
+def test_a_creation_that_nobody_answers_is_given_up_in_time_and_called_so(monkeypatch, pauses):
+    store = MemoryStore()
+    store.write("k", [b"x"])
+    for name in ("pipe_file", "cat_file"):
+        _failing(monkeypatch, store, name, 10**9)
+    with pytest.raises(StorageError, match="cannot create memory://"):
+        store.create("other", b"x")
+    assert sum(pauses) <= store.deadline_s
+
+
+def test_a_creation_whose_answer_was_lost_and_whose_reading_back_failed_has_succeeded(monkeypatch, pauses):
+    store = MemoryStore()
+    fs, _ = store._open()
+    pipe_file = fs.pipe_file
+
+    def answer_lost(*args, **kwargs):
+        pipe_file(*args, **kwargs)
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(fs, "pipe_file", answer_lost)
+    _failing(monkeypatch, store, "cat_file", 2)
+    assert store.create("k", b"mine") is True

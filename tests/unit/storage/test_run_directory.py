@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import storage
 from storage.catalog import attempt_key
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, StorageError, Superseded
 from storage.manifest import MANIFEST, Base
@@ -253,3 +254,120 @@ def test_the_journal_is_that_of_all_attempts_in_order(store):
         {"event": "start"},
         {"event": "loss", "value": "NaN"},
     ]
+
+
+def test_another_probe_finds_the_same(monkeypatch):
+    run = RunDirectory(MemoryStore())
+    fs, _ = run.store._open()
+    pipe_file = fs.pipe_file
+    monkeypatch.setattr(fs, "pipe_file", lambda path, data, mode: pipe_file(path, data))
+    assert [run.probe_exclusive() for _ in range(3)] == [False] * 3
+
+
+class Busy(FaultyStore):
+    """Has something else happen once, after an operation that `wanted` chooses."""
+
+    def __init__(self, inner, wanted, act):
+        super().__init__(inner)
+        self._wanted, self._act = wanted, act
+
+    def _answer(self, result, fails):
+        if self._act is not None and self.operations[-1] == self._wanted:
+            act, self._act = self._act, None
+            act()
+        return super()._answer(result, fails)
+
+
+def test_what_is_put_on_record_while_others_are_forgotten_stays(store):
+    run, attempt = begun(store)
+    gone, _ = save(run, attempt, 1)
+    run.pin(gone)
+    store.delete_directory(gone)
+    new = []
+
+    def save_and_pin():
+        new.append(save(run, attempt, 2)[0])
+        run.pin(new[0])
+        run.mark_verified(new[0])
+
+    RunDirectory(Busy(store, ("children", "checkpoints"), save_and_pin)).collect()
+    assert run.pins() == run.on_record("verified") == {*new}
+
+
+def test_a_pin_made_during_retention_is_heeded(store):
+    run, attempt = begun(store)
+    directories = [save(run, attempt, step)[0] for step in (1, 2, 3)]
+    manifest = f"{directories[0]}/{MANIFEST}"
+    busy = Busy(store, ("delete", manifest), lambda: run.pin(directories[1]))
+    assert RunDirectory(busy).retain(Retention(keep=1)) == directories[:1]
+    assert steps(run) == [(2, 1, "complete"), (3, 1, "latest")]
+
+
+def test_pinning_what_has_been_deleted_meanwhile_is_an_error(store):
+    run, attempt = begun(store)
+    directory, _ = save(run, attempt, 1)
+    store.delete_directory(directory)
+    with pytest.raises(CheckpointError, match="has been deleted meanwhile"):
+        run.pin(directory)
+    assert run.pins() == set()
+
+
+def test_there_is_a_latest_at_every_moment_however_fast_others_are(tmp_path):
+    url = str(tmp_path / "run")
+    storage.save(url, {"x": [1.0]})
+
+    def save_thrice():
+        for _ in range(3):
+            storage.save(url, {"x": [1.0]}, keep=1)
+
+    for wanted in (("list", "attempts"), ("list", "quarantine"), ("children", "checkpoints")):
+        run = RunDirectory(Busy(open_store(url), wanted, save_thrice))
+        assert run.latest() is not None
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b'{"format":1}',
+        b'{"format":"2","run_id":"x","place_id":"y"}',
+        b'{"format":1,"run_id":"x"}',
+        b'{"format":1,"run_id":"x\\u001b[2J","place_id":"y"}',
+        b'{"format":1,"run_id":"x","place_id":"../y"}',
+        b'{"format":1,"run_id":"x","place_id":"y","seed":"\\ud800"}',
+    ],
+)
+def test_whatever_else_run_json_holds_is_a_named_error(store, identity):
+    store.write("run.json", [identity])
+    with pytest.raises(CorruptCheckpoint, match=r"run\.json"):
+        RunDirectory(store).identity()
+
+
+@pytest.mark.parametrize("key", ["run.json", "attempts/00000002-00112233.base.json"])
+def test_a_record_without_end_is_not_read_to_its_end(tmp_path, key):
+    run, _ = begun(open_store(str(tmp_path)))
+    with (tmp_path / key).open("wb") as file:
+        file.truncate(1 << 40)
+    fresh = RunDirectory(run.store)
+    with pytest.raises(CorruptCheckpoint, match=f"{key}: [0-9]+ bytes of JSON, more than"):
+        fresh.latest() if "base" in key else fresh.identity()
+
+
+def test_names_in_digits_of_other_scripts_are_no_names(tmp_path):
+    run, attempt = begun(open_store(str(tmp_path)))
+    directory, _ = save(run, attempt, 1)
+    digits = str.maketrans("0123456789", "".join(chr(0x660 + i) for i in range(10)))
+    (tmp_path / "checkpoints" / f"step-{'000000000009'.translate(digits)}-a00000001-aabbccdd").mkdir()
+    (tmp_path / "attempts" / f"{'00000009'.translate(digits)}-aabbccdd.base.json").write_bytes(b"{}")
+    assert run.latest().directory == directory
+    assert len(run.entries()) == 1
+    assert run.newest_attempt() == 1
+
+
+def test_when_attempt_numbers_are_used_up_it_is_said(store):
+    run = new_run(store)
+    store.write(attempt_key(99_999_999, "00112233"), [b"{}"])
+    with pytest.raises(CheckpointError, match="no attempt number left after 99999999: copy its latest"):
+        run.claim_attempt()

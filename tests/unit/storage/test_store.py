@@ -3,15 +3,18 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import storage
 from storage import file_store, object_store, ssh_store
 from storage.errors import ConfigurationError, MissingExtra, ObjectMissing, StorageError
 from storage.file_store import FileStore
 from storage.object_store import ObjectStore
 from storage.store import open_store
 from storage.testing import FaultyStore, MemoryStore, StoreContract
+from tests.sim.storage_model import RecordingOs, after_power_loss
 
 
 class TestFileStore(StoreContract):
@@ -232,3 +235,75 @@ def test_importing_storage_is_cheap():
         "assert not {'asyncssh', 'fsspec', 'zarr', 'ray', 'pytest'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_directory_is_deleted_with_what_has_a_name_that_no_key_has():
+    store = MemoryStore()
+    fs, root = store._open()
+    for name in ("d/x y", "d/.hidden", "d/sub/-x", "d/ok", "de"):
+        fs.pipe_file(f"{root}/{name}", b"1")
+    assert store.list("d") == {"d/x y": 1, "d/sub/-x": 1, "d/ok": 1}
+    store.delete_directory("d")
+    assert store.children() == []
+    assert store.list() == {"de": 1}
+
+
+@pytest.mark.parametrize("url", ["s3://", "memory://", "file://", "", Path("/tmp/x"), None])
+def test_what_names_no_place_is_said_in_one_line(url):
+    for act in (open_store, storage.open, storage.latest):
+        with pytest.raises(ConfigurationError, match="is not the URL of a place: give a path or a URL"):
+            act(url)
+
+
+def test_directories_that_another_made_and_did_not_flush_are_flushed(tmp_path, monkeypatch):
+    recording = RecordingOs()
+    monkeypatch.setattr(file_store, "os", recording)
+    root = str(tmp_path)
+    recording.mkdir(f"{root}/d")  # by a process that was killed right then
+    recording.mkdir(f"{root}/d/e")
+    open_store(root).write("d/e/k", [b"x"])
+    assert [*after_power_loss(recording.events, root)] == [{f"{root}/d/e/k": b"x"}] * 2
+
+
+def test_a_directory_that_was_deleted_and_made_again_is_flushed_again(tmp_path, monkeypatch):
+    store = open_store(str(tmp_path))
+    store.write("d/k", [b"x"])
+    store.delete(["d/k"])
+    recording = RecordingOs()
+    monkeypatch.setattr(file_store, "os", recording)
+    store.write("d/k", [b"y"])
+    assert [*after_power_loss(recording.events, str(tmp_path))] == [{f"{tmp_path}/d/k": b"y"}] * 2
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_a_pipe_or_device_in_the_place_of_an_object_is_refused_at_once(tmp_path, make):
+    make(tmp_path / "k")
+    store = open_store(str(tmp_path))
+    for act in (lambda: store.read("k"), lambda: store.read_into("k", 0, [memoryview(bytearray(3))])):
+        with pytest.raises(ConfigurationError, match="k: it is not a regular file"):
+            act()
+
+
+def test_a_link_whose_answer_was_lost_is_recognised(tmp_path, monkeypatch):
+    real = os.link
+
+    def link(a, b):
+        real(a, b)
+        real(a, b)  # as a client of NFS does that asks again
+
+    monkeypatch.setattr(file_store.os, "link", link)
+    store = open_store(str(tmp_path))
+    assert store.create("k", b"mine") is True
+    assert store.create("k", b"mine") is False
+    assert os.listdir(tmp_path) == ["k"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch, number):
+    def link(a, b):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(file_store.os, "link", link)
+    with pytest.raises(ConfigurationError, match="k: this file system has no hard links"):
+        open_store(str(tmp_path)).create("k", b"x")
+    assert os.listdir(tmp_path) == []

@@ -1,6 +1,6 @@
 import pytest
 
-from storage.errors import ConfigurationError, CorruptCheckpoint, StorageError
+from storage.errors import ConfigurationError, CorruptCheckpoint, StorageError, Superseded
 from storage.manifest import Base
 from storage.run_directory import RunDirectory
 from storage.store import open_store
@@ -103,3 +103,58 @@ def test_a_copy_that_fails_at_any_operation_can_be_made_again(source, monkeypatc
             break
         at += 1
     assert at > 3 * len(ARRAYS)
+
+
+def _after_the_manifest(monkeypatch, then):
+    """Have something else happen once, between the commit of a copy and its becoming the latest."""
+    from storage import transfer
+
+    real = transfer._copy_manifest
+
+    def copy_manifest(*args):
+        monkeypatch.setattr(transfer, "_copy_manifest", real)
+        real(*args)
+        then()
+
+    monkeypatch.setattr(transfer, "_copy_manifest", copy_manifest)
+
+
+def test_a_slow_copy_does_not_undo_a_later_one_that_was_faster(source, tmp_path, monkeypatch):
+    destination = str(tmp_path / "copy")
+    _after_the_manifest(monkeypatch, lambda: copy(source.store.url, destination))
+    with pytest.raises(ConfigurationError, match="is at step 3 already: a copy of step 2 would undo that"):
+        copy(f"{source.store.url}#2", destination)
+    assert [(e.step, e.status) for e in there(destination).entries()] == [(2, "complete"), (3, "latest")]
+
+
+def test_a_copy_is_told_when_another_has_taken_over(source, tmp_path, monkeypatch):
+    destination = str(tmp_path / "copy")
+    real = RunDirectory.record_line
+
+    def record_line(self, *args):
+        real(self, *args)
+        if self.store.url == destination:
+            RunDirectory(self.store).claim_attempt()
+
+    monkeypatch.setattr(RunDirectory, "record_line", record_line)
+    with pytest.raises(Superseded, match="attempt 4 has taken over"):
+        copy(source.store.url, destination)
+    monkeypatch.undo()
+    copy(source.store.url, destination)
+    assert there(destination).latest().step == 3
+
+
+def test_of_two_runs_copied_to_one_place_at_once_one_is_refused(source, tmp_path, monkeypatch):
+    other = new_run(open_store(str(tmp_path / "other")))
+    attempt = other.claim_attempt()
+    other.record_base(attempt, None)
+    save(other, attempt, 1)
+    destination = str(tmp_path / "copy")
+    _after_the_manifest(monkeypatch, lambda: copy(other.store.url, destination))
+    with pytest.raises(ConfigurationError, match="holds another run"):
+        copy(source.store.url, destination)
+
+
+def test_a_place_that_no_address_could_name_is_not_copied_to(source, tmp_path):
+    with pytest.raises(ConfigurationError, match="'#' would be taken for a step"):
+        copy(source.store.url, str(tmp_path / "copy#1"))
