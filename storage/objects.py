@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from storage.errors import CorruptCheckpoint
-from storage.manifest import MANIFEST, TABLE, Manifest
+from storage.manifest import MANIFEST, MAX_NBYTES, TABLE, Manifest
+from storage.strict_json import printable
 
 if TYPE_CHECKING:
     from storage.store import Store
@@ -16,11 +17,11 @@ def read_manifest(store: Store, directory: str) -> Manifest:
     where = f"{store.url}/{directory}"
     try:
         return Manifest.parse(
-            store.read(f"{directory}/{MANIFEST}"),
+            store.read(f"{directory}/{MANIFEST}", 0, MAX_NBYTES + 1),  # never more, whatever lies there
             lambda nbytes: store.read(f"{directory}/{TABLE}", 0, nbytes),
         )
     except CorruptCheckpoint as exc:
-        raise CorruptCheckpoint(f"{where}: {exc}") from exc
+        raise CorruptCheckpoint(f"{where}: {printable(str(exc))}") from exc
 
 
 def sizes_in(store: Store, directory: str) -> dict[str, int]:
