@@ -23,7 +23,7 @@ from storage.errors import (
 from storage.layout import BLOCK_NBYTES
 from storage.lazy import LazyArray
 from storage.manifest import Manifest, ObjectInfo
-from storage.naming import cast_of, choose, listed, numpy_dtype, renamed
+from storage.naming import DTypes, cast_of, check_casts, check_rename, choose, listed, numpy_dtype, renamed
 from storage.objects import read_manifest, sizes_in
 
 if TYPE_CHECKING:
@@ -252,16 +252,18 @@ class CheckpointReader:
         names: Sequence[str] | None = None,
         *,
         rename: Mapping[str, str] | None = None,
-        dtype: str | Mapping[str, str] | None = None,
+        dtype: DTypes = None,
     ) -> dict[str, NDArray[Any]]:
         """Variables by name, in new arrays, reading only the chunks in which they lie.
 
         `names` are names or globs (`params/*`), `rename` maps stored names to the names they get (one that
         ends in `/*` renames all below it), `dtype` is what floating-point variables become: one type for
-        all, or by stored name or glob. Raises IncompatibleCheckpoint for names that are not there and for
-        types that cannot be cast.
+        all, or by stored name or glob; what is too large for it becomes infinite, as NumPy casts. Raises
+        IncompatibleCheckpoint for names that are not there and for types that cannot be cast.
         """
         chosen = choose(self.variables, names, self.url)
+        check_rename(self.variables, rename or {}, self.url)
+        check_casts(self.variables, dtype, self.url)
         targets = {name: renamed(name, rename or {}) for name in chosen}
         if len({*targets.values()}) != len(targets):
             raise ConfigurationError("rename gives two variables the same name")
@@ -281,9 +283,15 @@ class CheckpointReader:
         """In place. Fill the arrays of `into`, by name, with the variables of the checkpoint.
 
         Raises IncompatibleCheckpoint listing all names that are missing, all of another shape or dtype and,
-        if `strict`, all that were not asked for; nothing is changed then.
+        if `strict`, all that were not asked for; ConfigurationError for arrays that cannot be filled, as they
+        are read-only or share memory. Nothing is changed then, nor where damage is found: all that is read is
+        held beside `into` until it has been checked.
         """
+        check_rename(self.variables, rename or {}, self.url)
         targets = {renamed(name, rename or {}): name for name in self.variables}
+        if len(targets) != len(self.variables):
+            raise ConfigurationError("rename gives two variables the same name")
+        _check_targets(into)
         faults = [f"{name} is missing" for name in into if name not in targets]
         if strict:
             faults += [f"{name} was not asked for" for name in targets if name not in into]
@@ -396,6 +404,32 @@ class _Run:
     def is_plain(self) -> bool:
         """Whether stored bytes are what `flat` holds: of bools only 0 and 1 would be."""
         return self.flat.dtype == self.dtype and self.dtype != np.bool_
+
+
+def _check_targets(into: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ConfigurationError unless these are arrays each element of which can be given its own value."""
+    for name, values in into.items():
+        if not isinstance(values, np.ndarray):
+            raise ConfigurationError(f"into: {name} is {type(values).__name__}, not a NumPy array")
+        if not values.flags.writeable:
+            raise ConfigurationError(f"into: {name} is read-only")
+        if any(n > 1 and stride == 0 for n, stride in zip(values.shape, values.strides, strict=True)):
+            raise ConfigurationError(f"into: elements of {name} share memory")
+    bounds = {name: np.lib.array_utils.byte_bounds(values) for name, values in into.items() if values.size}
+    before: list[str] = []  # those that may reach into what comes next
+    for name in sorted(bounds, key=bounds.__getitem__):
+        before = [each for each in before if bounds[each][1] > bounds[name][0]]
+        for each in before:
+            if _share_memory(into[each], into[name]):
+                raise ConfigurationError(f"into: {each} and {name} share memory")
+        before.append(name)
+
+
+def _share_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    try:
+        return np.shares_memory(a, b, max_work=1 << 20)  # type: ignore[arg-type]  # its stub is too narrow
+    except np.exceptions.TooHardError:
+        return True
 
 
 def as_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
