@@ -39,7 +39,7 @@ def numpy_dtype(dtype: object) -> np.dtype[Any]:
 
 def _name_of(dtype: Any) -> str:
     try:
-        return np.dtype(dtype).name
+        return str(np.dtype(dtype).name)
     except TypeError:
         return repr(dtype)
 
