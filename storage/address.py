@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from storage import catalog
 from storage.errors import ConfigurationError
 from storage.manifest import MANIFEST
 from storage.run_directory import RunDirectory
 from storage.store import Store, open_store
+
+_MAX_DIGITS = 18
 
 
 def find(address: str) -> tuple[RunDirectory, Store, str]:
@@ -16,6 +20,8 @@ def find(address: str) -> tuple[RunDirectory, Store, str]:
     """
     url, hash_, step = address.partition("#")
     url = url.rstrip("/") or url
+    if url and "://" not in url:
+        url = os.path.abspath(os.path.expanduser(url))  # so that it is known what is above it
     head, _, name = url.rpartition("/")
     directory = f"{catalog.CHECKPOINTS}/{name}"
     if catalog.parse_directory(directory):
@@ -43,7 +49,8 @@ def find(address: str) -> tuple[RunDirectory, Store, str]:
 
 def _at_step(run: RunDirectory, step: str) -> str:
     """The valid complete checkpoint of a step; of several, that of the newest attempt."""
-    if not step.isdecimal():
+    if not step.isdecimal() or len(step) > _MAX_DIGITS:
+        step = step if len(step) <= _MAX_DIGITS else f"{step[:_MAX_DIGITS]}..."
         raise ConfigurationError(f"{run.store.url}#{step}: {step!r} is not a step: give a whole number")
     steps = []
     for entry in run.candidates():

@@ -41,7 +41,7 @@ def export(checkpoint: CheckpointReader, target: str, names: Sequence[str] | Non
     is bounded. Raises ConfigurationError if something is there already, or for names that cannot be there.
     """
     chosen = choose(checkpoint, names, checkpoint.url)
-    write = _WRITERS.get(Path(target.rstrip("/")).suffix, _write_zarr)
+    write = _WRITERS.get(Path(target.rstrip("/")).suffix.lower(), _write_zarr)
     scheme, separator, rest = target.partition("://")
     local = rest if scheme in ("file", "local") else "" if separator else os.path.expanduser(target)
     if local:
@@ -62,6 +62,8 @@ def _export_here(path: Path, write: Callable[[Path], None]) -> None:
         _refuse_present(path)  # renaming would replace it
         os.rename(scratch, path)
         _sync(path.parent)
+    except FileExistsError as exc:
+        raise ConfigurationError(f"cannot write {path}: what is above it is not a directory") from exc
     except OSError as exc:
         raise ConfigurationError(f"cannot write {path}: {exc.strerror or exc}") from exc
     finally:

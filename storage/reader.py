@@ -24,7 +24,7 @@ from storage.layout import BLOCK_NBYTES
 from storage.lazy import LazyArray
 from storage.manifest import Manifest, ObjectInfo
 from storage.naming import DTypes, cast_of, check_casts, check_rename, choose, listed, numpy_dtype, renamed
-from storage.objects import read_manifest, sizes_in
+from storage.objects import read_manifest, sizes_in, unless_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -384,7 +384,8 @@ class CheckpointReader:
                 if not np.may_share_memory(into, values):
                     into[:] = as_dtype(values[a - unit.start : b - unit.start], run.dtype)
 
-        self.read_units([unit for unit, _ in wanted.values()], target, scatter)
+        with unless_deleted(self.store, self.directory):
+            self.read_units([unit for unit, _ in wanted.values()], target, scatter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,7 +444,8 @@ def open_checkpoint(store: Store, directory: str, manifest: Manifest | None = No
     Raises CorruptCheckpoint, or ObjectMissing where no manifest is.
     """
     if manifest is None:
-        manifest = read_manifest(store, directory)
+        with unless_deleted(store, directory):
+            return open_checkpoint(store, directory, read_manifest(store, directory))
     arrays = []
     for info in manifest.arrays:
         key = f"{info.name}/{zarr_format.DOCUMENT}"

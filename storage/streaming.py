@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from storage.objects import unless_deleted
 from storage.reader import Unit, as_dtype
 
 if TYPE_CHECKING:
@@ -73,5 +74,6 @@ class Stream:
         def target(unit: Unit) -> NDArray[Any]:
             return values[unit.start - origin : unit.stop - origin]
 
-        self._checkpoint.read_units(units, target)
+        with unless_deleted(self._checkpoint.store, self._checkpoint.directory):
+            self._checkpoint.read_units(units, target)
         self._array, self._start, self._values = array.name, origin, values

@@ -93,7 +93,7 @@ def signed(doc):
 compressions = st.sampled_from([None, "zstd"])
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(compressions, st.sampled_from(KEYS), st.data())
 def test_changed_bytes_of_any_object_are_noticed(compression, key, data):
     directory, objects, expected = HONEST[compression]
@@ -154,7 +154,7 @@ def replaced(doc, path, value):
     return copy
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(compressions, st.sampled_from(["manifest.json", "params/zarr.json", "zarr.json"]), st.data())
 def test_documents_changed_by_one_who_can_sign_are_refused_or_mean_the_same(compression, key, data):
     directory, objects, expected = HONEST[compression]

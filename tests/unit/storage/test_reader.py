@@ -208,7 +208,7 @@ def lazy():
     return storage.open(storage.save(url, {"before": np.ones(3, np.int16), "x": VALUES, "s": np.int16(4)}))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(index=st.one_of(axis_index, st.tuples(axis_index), st.tuples(axis_index, axis_index)))
 def test_indexing_gives_what_numpy_gives(lazy, index):
     try:
