@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -32,6 +33,21 @@ ckpt = typer.Typer(
     help="Look at checkpoints, check them, copy them. ADDRESS is RUN_DIR (its latest), RUN_DIR#STEP, or a "
     "checkpoint's own URL.",
 )
+
+
+class Interrupted(BaseException):
+    """Ctrl-C; of a KeyboardInterrupt typer makes an exit code, which leaves no place for a result in JSON."""
+
+
+@ckpt.callback()
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one does not wait
+    raise Interrupted
+
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run directory: a path, or any fsspec URL.")]
 Address = Annotated[

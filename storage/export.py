@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 import uuid
 import zipfile
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from storage.reader import CheckpointReader
 
 _PIECE_NBYTES = 8 << 20
+_PAUSES_S = (0.05, 0.1, 0.2, 0.4)  # a thread of zarr may be writing a chunk still when we are interrupted
 _CHUNK_NBYTES = 4 << 20  # of an exported Zarr array, at most
 _MAX_HEADER_NBYTES = 100_000_000  # that the safetensors library reads
 
@@ -67,10 +69,18 @@ def _export_here(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as exc:
         raise ConfigurationError(f"cannot write {path}: {exc.strerror or exc}") from exc
     finally:
-        if scratch.is_dir():
-            shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
+
+
+def _remove(scratch: Path) -> None:
+    """Remove what is left of an export that failed."""
+    for pause_s in _PAUSES_S:
         with contextlib.suppress(OSError):
-            scratch.unlink()
+            if not scratch.is_dir():
+                scratch.unlink(missing_ok=True)
+                return
+        shutil.rmtree(scratch, ignore_errors=True)
+        time.sleep(pause_s)
 
 
 def _refuse_present(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import pytest
 import zarr
 
 import storage
-from tests.integration.harness import latest, saved
+from tests.integration.harness import latest, saved, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,6 +177,24 @@ def test_output_that_cannot_be_written_is_an_error_and_a_closed_one_is_not(place
         ]
     closed = ["sh", "-c", '"$@" >&- 2>&-', "sh", *command]
     assert subprocess.run(closed, env=place.env, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("target", ["x.npz", "x.safetensors", "named"])
+def test_an_interrupted_export_leaves_nothing_and_says_so(place: Place, target: str) -> None:
+    storage.save(str(place.root / "w"), {"x": np.ones(96 << 20, np.float32)})
+    out = place.root / "out"
+    out.mkdir()
+    words = [sys.executable, "-m", "orchestrator", "ckpt", "export", "w", "--to", str(out / target), "--json"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        words, cwd=place.root, env=place.env, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        wait_for(lambda: any(out.rglob("*")), "a file to be written")
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(said)["status"] == "interrupted"
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.parametrize(
