@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -12,7 +14,7 @@ import typer
 from rich.filesize import decimal
 
 from orchestrator.terminal import put, say
-from storage.errors import ConfigurationError, HoldfastError
+from storage.errors import CheckpointError, ConfigurationError, HoldfastError, ObjectMissing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +33,21 @@ ckpt = typer.Typer(
     help="Look at checkpoints, check them, copy them. ADDRESS is RUN_DIR (its latest), RUN_DIR#STEP, or a "
     "checkpoint's own URL.",
 )
+
+
+class Interrupted(BaseException):
+    """Ctrl-C; of a KeyboardInterrupt typer makes an exit code, which leaves no place for a result in JSON."""
+
+
+@ckpt.callback()
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one does not wait
+    raise Interrupted
+
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run directory: a path, or any fsspec URL.")]
 Address = Annotated[
@@ -62,8 +79,15 @@ def ls(run_dir: RunDir, as_json: AsJson = False) -> int:
         ]
         notes = ", ".join([*marks, *([entry.reason] if entry.reason else [])])
         line = f"step {entry.step:>8}  attempt {entry.attempt:>3}  {entry.nbytes / 1e6:>10.2f} MB"
-        put(f"{line}  {entry.status:<11}  {entry.directory}{f'  ({notes})' if notes else ''}")
+        put(_plain(f"{line}  {entry.status:<11}  {entry.directory}{f'  ({notes})' if notes else ''}"))
     return 0
+
+
+def _plain(text: str) -> str:
+    """One line of what a checkpoint says, which anyone may have written: no commands to the terminal."""
+    from storage.strict_json import printable
+
+    return printable(text, longest=10_000)
 
 
 def _row(entry: Entry, pinned: bool, verified: bool) -> dict[str, Any]:
@@ -164,7 +188,7 @@ def _shown(doc: dict[str, Any]) -> str:
         "size": decimal(doc["nbytes"]),
         "state digest": doc["state_digest"],
     }
-    lines = [f"{name:<12}  {value}" for name, value in facts.items()]
+    lines = [_plain(f"{name:<12}  {value}") for name, value in facts.items()]
     for array in doc["arrays"]:
         packed = f", {array['compression']}" if array["compression"] else ""
         shards = f"{array['shards']} shard{'' if array['shards'] == 1 else 's'}"
@@ -209,6 +233,8 @@ def verify(
     holdfast ckpt verify runs/digits --all --read-data
     """
     share = None if subset is None else _share(subset)
+    if read_data and share is not None:
+        raise ConfigurationError("--read-data reads every byte: leave it out, or --read-data-subset")
     seed = time.time_ns() % 2**32 if seed is None else seed
     found = (_verify_all if every else _verify)(address, read_data, share, seed)
     is_bad = any(row["faults"] for row in found)
@@ -220,7 +246,7 @@ def verify(
             put(f"{row['directory']}: {row['status']}, {row['objects']} objects, {read}")
             for fault in row["faults"]:
                 where = "" if fault["start"] is None else f", bytes {fault['start']} to {fault['stop']}"
-                put(f"  {fault['object']}{where}: {fault['text']}")
+                put(_plain(f"  {fault['object']}{where}: {fault['text']}"))
         if share is not None:
             put(f"the same share again: --seed {seed}")
         if not found:
@@ -238,14 +264,29 @@ def _share(text: str) -> float:
 
 def _verify(address: str, read_data: bool, share: float | None, seed: int) -> list[dict[str, Any]]:
     from storage.address import find
-    from storage.verification import verify_checkpoint
 
     run, store, directory = find(address)
-    with _Progress("verifying") as told:
-        report = verify_checkpoint(
-            store, directory, read_data=read_data, subset=share, seed=seed, progress=told
-        )
+    report = _checked(run, directory, "verifying", read_data, share, seed)
+    if report is None:
+        raise CheckpointError(f"{store.url}/{directory} was deleted while it was being verified")
     return [_verified(run, report, read_data)]
+
+
+def _checked(
+    run: RunDirectory, directory: str, what: str, read_data: bool, share: float | None, seed: int
+) -> Report | None:
+    """What verifying found; None if the checkpoint has been deleted meanwhile, as retention does."""
+    from storage.manifest import MANIFEST
+    from storage.objects import sizes_in
+    from storage.verification import verify_checkpoint
+
+    with suppress(ObjectMissing), _Progress(what) as told:
+        report = verify_checkpoint(
+            run.store, directory, read_data=read_data, subset=share, seed=seed, progress=told
+        )
+        if not report.faults or MANIFEST in sizes_in(run.store, directory):
+            return report
+    return None
 
 
 def _verified(run: RunDirectory, report: Report, read_data: bool) -> dict[str, Any]:
@@ -257,8 +298,10 @@ def _verified(run: RunDirectory, report: Report, read_data: bool) -> dict[str, A
 
 def _verify_all(address: str, read_data: bool, share: float | None, seed: int) -> list[dict[str, Any]]:
     from orchestrator.status import open_run
-    from storage.verification import Report, verify_checkpoint
+    from storage.verification import Report
 
+    if "#" in address:
+        raise ConfigurationError(f"--all takes the directory of a run, and not {address}")
     run = open_run(address)
     rows = []
     for entry in run.entries():
@@ -266,10 +309,11 @@ def _verify_all(address: str, read_data: bool, share: float | None, seed: int) -
             nothing = Report(entry.directory, entry.step, 0, 0, ())
             rows.append({"status": "never committed", **nothing.to_json()})
             continue
-        with _Progress(f"verifying step {entry.step}") as told:
-            report = verify_checkpoint(
-                run.store, entry.directory, read_data=read_data, subset=share, seed=seed, progress=told
-            )
+        report = _checked(run, entry.directory, f"verifying step {entry.step}", read_data, share, seed)
+        if report is None:
+            nothing = Report(entry.directory, entry.step, 0, 0, ())
+            rows.append({"status": "deleted meanwhile", **nothing.to_json()})
+            continue
         row = _verified(run, report, read_data)
         if entry.status == "quarantined" and not row["faults"]:
             text = "it is in quarantine, but nothing is wrong now: delete its record below quarantine/"
@@ -330,6 +374,8 @@ def gc(
     """
     from orchestrator.status import open_run
 
+    if not 0 <= grace < math.inf:
+        raise ConfigurationError(f"--grace {grace:g}: give seconds, 0 or more")
     run = open_run(run_dir)
     if not dry_run:
         _refuse_living(run)
@@ -456,7 +502,7 @@ class _Progress:
         return self._tell
 
     def _tell(self, nbytes: int) -> None:
-        if sys.stderr.isatty() and time.monotonic() - self._last > 0.2:
+        if sys.stderr and sys.stderr.isatty() and time.monotonic() - self._last > 0.2:
             self._last, self._shown = time.monotonic(), True
             sys.stderr.write(f"\r{self._what}: {nbytes / 1e6:.0f} MB")
             sys.stderr.flush()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator.ckpt import ckpt
+from orchestrator.ckpt import Interrupted, ckpt
 from orchestrator.result import Result
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError
@@ -55,7 +55,7 @@ def main() -> None:
             code = 2
         else:
             code = _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, Interrupted, typer.Abort):
         code = _stopped("interrupted")
     except _Terminated:
         code = _stopped("preempted")

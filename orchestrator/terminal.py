@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TextIO
 
+from storage.errors import StorageError
+
 
 def say(text: str) -> None:
     """Tell the user something."""
@@ -17,9 +19,14 @@ def put(text: str) -> None:
     _print(text, sys.stdout)
 
 
-def _print(text: str, stream: TextIO) -> None:
+def _print(text: str, stream: TextIO | None) -> None:
+    if stream is None:  # closed by who started us
+        return
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        # The reader has gone, which is its right; Python would complain about it once more at exit.
+    except OSError as exc:
+        # Python would complain about it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if stream is sys.stdout and not isinstance(exc, BrokenPipeError):
+            raise StorageError(f"cannot write to standard output: {exc.strerror}") from exc
+        # Else the reader has gone, which is its right, or there is nobody left to tell.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from storage import catalog
 from storage.errors import ConfigurationError
 from storage.manifest import MANIFEST
@@ -16,6 +18,9 @@ def check_run_url(url: str) -> None:
         raise ConfigurationError(f"{url}: what follows '#' would be taken for a step: give another name")
 
 
+_MAX_DIGITS = 18
+
+
 def find(address: str) -> tuple[RunDirectory, Store, str]:
     """The run that a checkpoint belongs to, its store, and the checkpoint's directory in it.
 
@@ -24,6 +29,8 @@ def find(address: str) -> tuple[RunDirectory, Store, str]:
     check_url(address)
     url, hash_, step = address.partition("#")
     url = url.rstrip("/") or url
+    if url and "://" not in url:
+        url = os.path.abspath(os.path.expanduser(url))  # so that it is known what is above it
     head, _, name = url.rpartition("/")
     directory = f"{catalog.CHECKPOINTS}/{name}"
     if catalog.parse_directory(directory):
@@ -51,7 +58,8 @@ def find(address: str) -> tuple[RunDirectory, Store, str]:
 
 def _at_step(run: RunDirectory, step: str) -> str:
     """The valid complete checkpoint of a step; of several, that of the newest attempt."""
-    if not step.isdecimal():
+    if not step.isdecimal() or len(step) > _MAX_DIGITS:
+        step = step if len(step) <= _MAX_DIGITS else f"{step[:_MAX_DIGITS]}..."
         raise ConfigurationError(f"{run.store.url}#{step}: {step!r} is not a step: give a whole number")
     steps = []
     for entry in run.candidates():

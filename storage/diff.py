@@ -10,13 +10,16 @@ import numpy as np
 
 from storage.checkpoint import DIGEST_NBYTES
 from storage.layout import BLOCK_NBYTES
+from storage.streaming import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
+    from storage.layout import StateArray
     from storage.reader import CheckpointReader
+
+_PIECE = 1 << 18
+"""Elements compared at a time: a few times 2 MiB of float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +82,14 @@ def compare(a: CheckpointReader, b: CheckpointReader) -> Comparison:
     """
     other_kind, different = [], []
     equal = 0
+    pair = _Pair(a, b)
     for name in a:
         if name not in b:
             continue
         kinds = [f"{c[name].dtype} of shape {c[name].shape}" for c in (a, b)]
         if kinds[0] != kinds[1]:
             other_kind.append((name, kinds[0], kinds[1]))
-        elif difference := _compare(name, a, b):
+        elif difference := pair.compare(name):
             different.append(difference)
         else:
             equal += 1
@@ -98,43 +102,48 @@ def compare(a: CheckpointReader, b: CheckpointReader) -> Comparison:
     )
 
 
-def _compare(name: str, a: CheckpointReader, b: CheckpointReader) -> Difference | None:
-    elements = nan_in_one = 0
-    total = largest = 0.0
-    for start, stop in _pieces(name, a, b):
-        x, y = a.read_elements(name, start, stop), b.read_elements(name, start, stop)
-        bits = np.dtype(f"u{x.dtype.itemsize}")
-        differs = x.view(bits) != y.view(bits)
-        count = int(np.count_nonzero(differs))
-        if not count:
-            continue
-        elements += count
-        left, right = _as_floats(x[differs]), _as_floats(y[differs])
-        finite = np.isfinite(left) & np.isfinite(right)
-        nan_in_one += int(np.count_nonzero(np.isfinite(left) != np.isfinite(right)))
-        distance = np.abs(left[finite] - right[finite])
-        total += float(distance.sum())
-        largest = max(largest, float(distance.max(initial=0.0)))
-    if not elements:
-        return None
-    size = math.prod(a[name].shape)
-    return Difference(name, elements, size, largest, total / size, nan_in_one)
+class _Pair:
+    """Two checkpoints whose variables are compared one after the other."""
 
+    def __init__(self, a: CheckpointReader, b: CheckpointReader) -> None:
+        self._a = a
+        self._b = b
+        self._streams = (Stream(a, 0), Stream(b, 0))  # what is not compared is not read
+        theirs = {stored.array.name: stored.array for stored in b.arrays}
+        self._alike = {s.array.name for s in a.arrays if theirs.get(s.array.name) == s.array}
 
-def _as_floats(values: NDArray[Any]) -> NDArray[np.float64]:
-    return values.astype(np.float64)
-
-
-def _pieces(name: str, a: CheckpointReader, b: CheckpointReader) -> Iterator[tuple[int, int]]:
-    """The ranges of elements that have to be compared, cut where the units of `a` are."""
-    stored, variable = a.variables[name]
-    array = stored.array
-    alike = array in [each.array for each in b.arrays]
-    for unit in a.units(stored, variable.offset, variable.offset + variable.size):
-        if alike:
-            first = unit.start * array.itemsize // BLOCK_NBYTES * DIGEST_NBYTES
-            last = -(-unit.stop * array.itemsize // BLOCK_NBYTES) * DIGEST_NBYTES
-            if a.digests[array.name][first:last] == b.digests[array.name][first:last]:
+    def compare(self, name: str) -> Difference | None:
+        """How a variable that is of the same kind in both differs; None if it does not."""
+        elements = nan_in_one = 0
+        total = largest = 0.0
+        size = math.prod(self._a[name].shape)
+        for start, stop in self._ranges(name):
+            x, y = (stream.elements(name, start, stop) for stream in self._streams)
+            bits = np.dtype(f"u{x.dtype.itemsize}")
+            differs = x.view(bits) != y.view(bits)
+            count = int(np.count_nonzero(differs))
+            if not count:
                 continue
-        start, stop = max(unit.start, variable.offset), min(unit.stop, variable.offset + variable.size)
-        yield start - variable.offset, stop - variable.offset
+            elements += count
+            left, right = x[differs].astype(np.float64), y[differs].astype(np.float64)
+            finite = np.isfinite(left) & np.isfinite(right)
+            nan_in_one += int(np.count_nonzero(np.isfinite(left) != np.isfinite(right)))
+            with np.errstate(over="ignore"):  # of numbers near the largest: then the difference is infinite
+                distance = np.abs(left[finite] - right[finite])
+                total += float((distance / size).sum())
+            largest = max(largest, float(distance.max(initial=0.0)))
+        return Difference(name, elements, size, largest, total, nan_in_one) if elements else None
+
+    def _ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """The ranges of elements that have to be compared: those in blocks whose digests differ."""
+        stored, variable = self._a.variables[name]
+        array = stored.array
+        for start, stop in self._streams[0].ranges(name, _PIECE):
+            if array.name not in self._alike or self._differ(array, start, stop, variable.offset):
+                yield start, stop
+
+    def _differ(self, array: StateArray, start: int, stop: int, offset: int) -> bool:
+        first = (offset + start) * array.itemsize // BLOCK_NBYTES * DIGEST_NBYTES
+        last = -(-(offset + stop) * array.itemsize // BLOCK_NBYTES) * DIGEST_NBYTES
+        mine, theirs = (c.digests[array.name][first:last] for c in (self._a, self._b))
+        return mine != theirs

@@ -60,9 +60,14 @@ class LazyArray:
         return np.asarray(self[...], dtype)
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        """What NumPy gives for the same index; the rows that it needs are read and no others."""
+        """What NumPy gives for the same index.
+
+        Of the first axis, a number or a slice reads the rows between the first and the last that it takes;
+        anything else there (an array, a mask, `...`, None) reads the whole.
+        """
         first, *rest = (index if isinstance(index, tuple) else (index,)) or (Ellipsis,)
-        if not self.shape or not isinstance(first, int | np.integer | slice):
+        takes_rows = isinstance(first, int | np.integer | slice) and not isinstance(first, bool)
+        if not self.shape or not takes_rows:  # a bool is a mask, not a number
             return np.asarray(self._rows(0, self.shape[0] if self.shape else 1).reshape(self.shape)[index])
         rows = self.shape[0]
         if isinstance(first, slice):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -11,14 +12,20 @@ from storage.errors import ConfigurationError, IncompatibleCheckpoint
 from storage.layout import DTYPES, STORED_AS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import DTypeLike
+
+DTypes: TypeAlias = "DTypeLike | Mapping[str, DTypeLike] | None"
+"""What variables are to become: one type for all that are floats, or by stored name or glob."""
 
 _SHOWN = 20
 _WILD = frozenset("*?[")
 
 
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy type of a variable's dtype; bfloat16 is that of ml_dtypes."""
+def numpy_dtype(dtype: object) -> np.dtype[Any]:
+    """The NumPy type of a variable's dtype, by its name or NumPy's own; bfloat16 is that of ml_dtypes."""
+    name = dtype if isinstance(dtype, str) else _name_of(dtype)
     if name == "bfloat16":
         import ml_dtypes
 
@@ -28,6 +35,13 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         known = ", ".join((*DTYPES, *STORED_AS))
         raise ConfigurationError(f"dtype {name!r} is not known: give one of {known}")
     return np.dtype(name)
+
+
+def _name_of(dtype: Any) -> str:
+    try:
+        return str(np.dtype(dtype).name)
+    except TypeError:
+        return repr(dtype)
 
 
 def choose(known: Iterable[str], names: Sequence[str] | None, where: str) -> list[str]:
@@ -43,7 +57,7 @@ def choose(known: Iterable[str], names: Sequence[str] | None, where: str) -> lis
     wanted: set[str] = set()
     unknown = []
     for name in names:
-        found = {k for k in known if k == name or (_WILD & {*name} and fnmatchcase(k, name))}
+        found = {k for k in known if fnmatchcase(k, name)} if _WILD & {*name} else {name}.intersection(known)
         if not found:
             unknown.append(name)
         wanted |= found
@@ -64,17 +78,53 @@ def renamed(name: str, rename: Mapping[str, str]) -> str:
     return name
 
 
-def cast_of(name: str, found: np.dtype[Any], wanted: str | Mapping[str, str] | None) -> np.dtype[Any]:
+def check_rename(known: Iterable[str], rename: Mapping[str, str], where: str) -> None:
+    """Raise ConfigurationError for an entry that cannot be followed, IncompatibleCheckpoint for those that
+    mean nothing.
+    """
+    known = [*known]
+    for name, target in rename.items():
+        if name.endswith("/*") and not target.endswith("*"):
+            raise ConfigurationError(f"rename: {name!r} to {target!r} would run names together: end it in /*")
+    _refuse_idle(
+        [name for name in rename if not _renames(name, known)], "rename", "a name, or PREFIX/*", where, known
+    )
+
+
+def check_casts(known: Iterable[str], wanted: DTypes, where: str) -> None:
+    """Raise IncompatibleCheckpoint for names and globs of types that mean nothing."""
+    known = [*known]
+    idle = [name for name in wanted if not _any(known, name)] if isinstance(wanted, Mapping) else []
+    _refuse_idle(idle, "dtype", "a name or glob", where, known)
+
+
+def _renames(name: str, known: Sequence[str]) -> bool:
+    return name in known or (name.endswith("/*") and any(k.startswith(name[:-1]) for k in known))
+
+
+def _any(known: Sequence[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in known)
+
+
+def _refuse_idle(names: Sequence[str], what: str, kind: str, where: str, known: Sequence[str]) -> None:
+    if names:
+        raise IncompatibleCheckpoint(
+            f"{where} does not hold {listed(names)}, which {what} is for: give {kind}; "
+            f"it holds {listed(known) if known else 'nothing'}"
+        )
+
+
+def cast_of(name: str, found: np.dtype[Any], wanted: DTypes) -> np.dtype[Any]:
     """The type a variable is to become. One type for all leaves integers and booleans as they are.
 
     Raises IncompatibleCheckpoint where a type was asked for by name that the variable cannot be cast to.
     """
     if wanted is None:
         return found
-    if isinstance(wanted, str):
+    if not isinstance(wanted, Mapping):
         target = numpy_dtype(wanted)
         if not _is_float(target):
-            raise ConfigurationError(f"dtype={wanted!r}: only floating-point types can be asked for all")
+            raise ConfigurationError(f"dtype={str(target)!r}: only floating-point types can be asked for all")
         return target if _is_float(found) else found
     for pattern, dtype in wanted.items():
         if fnmatchcase(name, pattern):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from blake3 import blake3
 
-from storage import catalog, zarr_format
+from storage import catalog, strict_json, zarr_format
 from storage.checkpoint import DIGEST_NBYTES, block_digests, checked_buffer, digests_key
 from storage.errors import (
     ConfigurationError,
@@ -23,8 +23,8 @@ from storage.errors import (
 from storage.layout import BLOCK_NBYTES
 from storage.lazy import LazyArray
 from storage.manifest import Manifest, ObjectInfo
-from storage.naming import cast_of, choose, listed, numpy_dtype, renamed
-from storage.objects import read_manifest, sizes_in
+from storage.naming import DTypes, cast_of, check_casts, check_rename, choose, listed, numpy_dtype, renamed
+from storage.objects import read_manifest, sizes_in, unless_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from storage.zarr_format import StoredArray
 
 _READ_NBYTES = 16 << 20  # read by a thread at a time
+_TRUSTED_NBYTES = 16 << 20  # allocated on the word of a manifest alone
 _TRIES = 3
 
 
@@ -65,6 +66,7 @@ class CheckpointReader:
     manifest: Manifest
     arrays: tuple[StoredArray, ...]
     _indexes: dict[str, NDArray[np.uint64]] = field(default_factory=dict, repr=False, compare=False)
+    _listed: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
@@ -82,10 +84,7 @@ class CheckpointReader:
         found = {s.array.name: self.read_object(digests_key(s.array.name)) for s in self.arrays}
         hasher = blake3()
         for stored in self.arrays:
-            data = found[stored.array.name]
-            if len(data) != stored.array.num_blocks * DIGEST_NBYTES:
-                raise CorruptCheckpoint(f"{self.url}/{digests_key(stored.array.name)} has {len(data)} bytes")
-            hasher.update(data)
+            hasher.update(found[stored.array.name])
         if hasher.hexdigest() != self.manifest.state_digest:
             raise CorruptCheckpoint(f"{self.url}: the digests of its blocks do not make its state digest")
         return found
@@ -253,23 +252,26 @@ class CheckpointReader:
         names: Sequence[str] | None = None,
         *,
         rename: Mapping[str, str] | None = None,
-        dtype: str | Mapping[str, str] | None = None,
+        dtype: DTypes = None,
     ) -> dict[str, NDArray[Any]]:
         """Variables by name, in new arrays, reading only the chunks in which they lie.
 
         `names` are names or globs (`params/*`), `rename` maps stored names to the names they get (one that
         ends in `/*` renames all below it), `dtype` is what floating-point variables become: one type for
-        all, or by stored name or glob. Raises IncompatibleCheckpoint for names that are not there and for
-        types that cannot be cast.
+        all, or by stored name or glob; what is too large for it becomes infinite, as NumPy casts. Raises
+        IncompatibleCheckpoint for names that are not there and for types that cannot be cast.
         """
         chosen = choose(self.variables, names, self.url)
+        check_rename(self.variables, rename or {}, self.url)
+        check_casts(self.variables, dtype, self.url)
         targets = {name: renamed(name, rename or {}) for name in chosen}
         if len({*targets.values()}) != len(targets):
             raise ConfigurationError("rename gives two variables the same name")
         casts = {name: cast_of(name, self.dtype(name), dtype) for name in chosen}
-        found = {name: np.empty(self.variables[name][1].shape, self.dtype(name)) for name in chosen}
+        self._check_stored({name: (0, self.variables[name][1].size) for name in chosen})
+        found = {name: np.empty(self.variables[name][1].shape, casts[name]) for name in chosen}
         self._fill(found)
-        return {targets[name]: values.astype(casts[name], copy=False) for name, values in found.items()}
+        return {targets[name]: values for name, values in found.items()}
 
     def load_into(
         self,
@@ -281,9 +283,15 @@ class CheckpointReader:
         """In place. Fill the arrays of `into`, by name, with the variables of the checkpoint.
 
         Raises IncompatibleCheckpoint listing all names that are missing, all of another shape or dtype and,
-        if `strict`, all that were not asked for; nothing is changed then.
+        if `strict`, all that were not asked for; ConfigurationError for arrays that cannot be filled, as they
+        are read-only or share memory. Nothing is changed then, nor where damage is found: all that is read is
+        held beside `into` until it has been checked.
         """
+        check_rename(self.variables, rename or {}, self.url)
         targets = {renamed(name, rename or {}): name for name in self.variables}
+        if len(targets) != len(self.variables):
+            raise ConfigurationError("rename gives two variables the same name")
+        _check_targets(into)
         faults = [f"{name} is missing" for name in into if name not in targets]
         if strict:
             faults += [f"{name} was not asked for" for name in targets if name not in into]
@@ -319,43 +327,115 @@ class CheckpointReader:
 
     def read_elements(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Elements [start, stop) of a variable in C order, reading only the chunks in which they lie."""
+        self._check_stored({name: (start, stop)})
         out = np.empty(max(0, stop - start), self.dtype(name))
         self._fill({name: out}, start)
         return out
 
+    def _check_stored(self, ranges: Mapping[str, tuple[int, int]]) -> None:
+        """Raise CorruptCheckpoint if an object that should hold elements [start, stop) of variables is
+        missing or of another size, in two listings: before memory is taken for what a manifest declares.
+        """
+        nbytes = sum(
+            max(0, stop - start) * self.dtype(name).itemsize for name, (start, stop) in ranges.items()
+        )
+        if nbytes <= _TRUSTED_NBYTES:
+            return
+        keys: set[str] = set()
+        for name, (start, stop) in ranges.items():
+            stored, variable = self.variables[name]
+            first = (variable.offset + start) // stored.shard_length
+            last = -(-(variable.offset + stop) // stored.shard_length)
+            keys.update(stored.shard_key(i) for i in range(first, last))
+        for is_last in (False, True):
+            wrong = [key for key in keys if self._listed.get(key) != self.manifest.objects[key].nbytes]
+            if not wrong:
+                return
+            if self._listed and is_last:
+                key = min(wrong)
+                found = "is missing" if key not in self._listed else f"has {self._listed[key]} bytes"
+                raise CorruptCheckpoint(f"{self.url}/{key} {found}, not {self.manifest.objects[key].nbytes}")
+            self._listed.update(sizes_in(self.store, self.directory))
+
     def _fill(self, out: Mapping[str, NDArray[Any]], first: int = 0) -> None:
-        """In place. Fill arrays with what their variables hold from element `first` on."""
-        pieces: dict[str, list[tuple[int, int, NDArray[Any]]]] = {}
+        """In place. Fill contiguous arrays with what their variables hold from element `first` on, cast to
+        what they are.
+        """
+        wanted: dict[tuple[str, int], tuple[Unit, list[_Run]]] = {}
         for name, values in out.items():
             stored, variable = self.variables[name]
-            if values.size:
-                start = variable.offset + first
-                flat = values.reshape(-1).view(stored.array.dtype)
-                pieces.setdefault(stored.array.name, []).append((start, start + values.size, flat))
-        wanted: dict[tuple[str, int], tuple[Unit, list[tuple[int, int, NDArray[Any]]]]] = {}
-        for name, runs in pieces.items():
-            for start, stop, flat in runs:
-                for unit in self.units(self.stored(name), start, stop):
-                    wanted.setdefault((name, unit.start), (unit, []))[1].append((start, stop, flat))
+            run = _Run(variable.offset + first, values.reshape(-1), self.dtype(name))
+            for unit in self.units(stored, run.start, run.stop) if values.size else ():
+                wanted.setdefault((stored.array.name, unit.start), (unit, []))[1].append(run)
 
         def target(unit: Unit) -> NDArray[Any] | None:
             """A variable's own memory, where the unit lies in it as a whole."""
-            for start, stop, flat in wanted[unit.stored.array.name, unit.start][1]:
-                if start <= unit.start and unit.stop <= stop:
-                    return flat[unit.start - start : unit.stop - start]
+            for run in wanted[unit.stored.array.name, unit.start][1]:
+                if run.start <= unit.start and unit.stop <= run.stop and run.is_plain:
+                    return run.flat[unit.start - run.start : unit.stop - run.start].view(
+                        unit.stored.array.dtype
+                    )
             return None
 
         def scatter(unit: Unit, values: NDArray[Any]) -> None:
-            for start, stop, flat in wanted[unit.stored.array.name, unit.start][1]:
-                a, b = max(start, unit.start), min(stop, unit.stop)
-                into = flat[a - start : b - start]
+            for run in wanted[unit.stored.array.name, unit.start][1]:
+                a, b = max(run.start, unit.start), min(run.stop, unit.stop)
+                into = run.flat[a - run.start : b - run.start]
                 if not np.may_share_memory(into, values):
-                    into[:] = values[a - unit.start : b - unit.start]
+                    into[:] = as_dtype(values[a - unit.start : b - unit.start], run.dtype)
 
-        self.read_units([unit for unit, _ in wanted.values()], target, scatter)
-        for values in out.values():
-            if values.dtype == np.bool_:  # anything but 0 and 1 would be no bool
-                np.not_equal(values.view(np.uint8), 0, out=values)
+        with unless_deleted(self.store, self.directory):
+            self.read_units([unit for unit, _ in wanted.values()], target, scatter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Elements of an array from `start` on that go into `flat`; they are of type `dtype`."""
+
+    start: int
+    flat: NDArray[Any]
+    dtype: np.dtype[Any]
+
+    @property
+    def stop(self) -> int:
+        """The element behind the last."""
+        return self.start + len(self.flat)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether stored bytes are what `flat` holds: of bools only 0 and 1 would be."""
+        return self.flat.dtype == self.dtype and self.dtype != np.bool_
+
+
+def _check_targets(into: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ConfigurationError unless these are arrays each element of which can be given its own value."""
+    for name, values in into.items():
+        if not isinstance(values, np.ndarray):
+            raise ConfigurationError(f"into: {name} is {type(values).__name__}, not a NumPy array")
+        if not values.flags.writeable:
+            raise ConfigurationError(f"into: {name} is read-only")
+        if any(n > 1 and stride == 0 for n, stride in zip(values.shape, values.strides, strict=True)):
+            raise ConfigurationError(f"into: elements of {name} share memory")
+    bounds = {name: np.lib.array_utils.byte_bounds(values) for name, values in into.items() if values.size}
+    before: list[str] = []  # those that may reach into what comes next
+    for name in sorted(bounds, key=bounds.__getitem__):
+        before = [each for each in before if bounds[each][1] > bounds[name][0]]
+        for each in before:
+            if _share_memory(into[each], into[name]):
+                raise ConfigurationError(f"into: {each} and {name} share memory")
+        before.append(name)
+
+
+def _share_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    try:
+        return np.shares_memory(a, b, max_work=1 << 20)  # type: ignore[arg-type]  # its stub is too narrow
+    except np.exceptions.TooHardError:
+        return True
+
+
+def as_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Stored elements as what their variable holds bit for bit; anything but 0 and 1 would be no bool."""
+    return values.view(np.uint8) != 0 if dtype == np.bool_ else values.view(dtype)
 
 
 def open_checkpoint(store: Store, directory: str, manifest: Manifest | None = None) -> CheckpointReader:
@@ -364,10 +444,12 @@ def open_checkpoint(store: Store, directory: str, manifest: Manifest | None = No
     Raises CorruptCheckpoint, or ObjectMissing where no manifest is.
     """
     if manifest is None:
-        manifest = read_manifest(store, directory)
+        with unless_deleted(store, directory):
+            return open_checkpoint(store, directory, read_manifest(store, directory))
     arrays = []
     for info in manifest.arrays:
         key = f"{info.name}/{zarr_format.DOCUMENT}"
+        _check_nbytes(store, directory, manifest, key, range(strict_json.MAX_NBYTES + 1))
         data = _read_small(store, directory, manifest, key)
         try:
             stored = zarr_format.parse_array(info.name, data)
@@ -387,6 +469,9 @@ def open_checkpoint(store: Store, directory: str, manifest: Manifest | None = No
             raise CorruptCheckpoint(f"{store.url}/{directory}: {exc}") from exc
         arrays.append(stored)
     _check_objects(store, directory, manifest, arrays)
+    for stored in arrays:
+        nbytes = stored.array.num_blocks * DIGEST_NBYTES
+        _check_nbytes(store, directory, manifest, digests_key(stored.array.name), range(nbytes, nbytes + 1))
     return CheckpointReader(store, directory, manifest, tuple(arrays))
 
 
@@ -479,6 +564,13 @@ def _check_objects(store: Store, directory: str, manifest: Manifest, arrays: Seq
         raise CorruptCheckpoint(
             f"{store.url}/{directory}: {odd} is not an object of this state, or not in the manifest"
         )
+
+
+def _check_nbytes(store: Store, directory: str, manifest: Manifest, key: str, allowed: range) -> None:
+    """Raise CorruptCheckpoint if the manifest gives an object a size that it cannot have; nothing is read."""
+    info = manifest.objects.get(key)
+    if info is not None and info.nbytes not in allowed:
+        raise CorruptCheckpoint(f"{store.url}/{directory}/{key} cannot have {info.nbytes} bytes")
 
 
 def _read_small(store: Store, directory: str, manifest: Manifest, key: str) -> bytes:

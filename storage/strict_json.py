@@ -38,6 +38,12 @@ def spelled(value: Any) -> Any:
     return value
 
 
+def printable(text: str, longest: int = 400) -> str:
+    """`text` in one line, without what a terminal would take for a command, and cut where it is too long."""
+    text = text if len(text) <= longest else f"{text[:longest]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def parse(data: bytes, *, max_nbytes: int = MAX_NBYTES, max_depth: int = MAX_DEPTH) -> Any:
     """The value of a JSON text.
 
@@ -72,17 +78,17 @@ def fields(value: object, where: str, kinds: Mapping[str, type | tuple[type, ...
     Raises ValueError naming `where` and the key. A bool is no int here.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is not an object")  # noqa: TRY004 - a fault of the document
+        raise ValueError(f"{where[:80]} is not an object")  # noqa: TRY004 - a fault of the document
     if value.keys() != kinds.keys():
         missing = sorted(kinds.keys() - value.keys())
-        unknown = sorted(value.keys() - kinds.keys())
-        raise ValueError(f"{where}: missing {missing}, unknown {unknown}")
+        unknown = [key[:80] for key in sorted(value.keys() - kinds.keys())[:20]]
+        raise ValueError(f"{where[:80]}: missing {missing}, unknown {unknown}")
     for key, kind in kinds.items():
         wanted = kind if isinstance(kind, tuple) else (kind,)
         item = value[key]
         if not isinstance(item, wanted) or (isinstance(item, bool) and bool not in wanted):
             names = " or ".join(k.__name__ for k in wanted)
-            raise ValueError(f"{where}: {key} is {type(item).__name__}, not {names}")
+            raise ValueError(f"{where[:80]}: {key} is {type(item).__name__}, not {names}")
     return value
 
 

@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from storage import catalog, zarr_format
 from storage.checkpoint import digests_key
-from storage.errors import CheckpointError, ObjectMissing
+from storage.errors import CheckpointError, ObjectMissing, StorageError
 from storage.manifest import MANIFEST
 from storage.objects import read_manifest, sizes_in
 from storage.reader import CheckpointReader, Unit, open_checkpoint
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from storage.zarr_format import StoredArray
 
 _READ_NBYTES = 8 << 20
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +78,14 @@ def verify_checkpoint(
 
     With `read_data` every byte is read: the BLAKE3 of objects, the CRC of chunks and the digests of blocks
     are checked. With `subset`, a share from 0 to 1 of all blocks, chosen at random by `seed`. Memory is
-    bounded. Damage of any kind is a fault; an error of the storage is raised. `progress` is told the bytes of
-    data read, time and again.
+    bounded. Damage of any kind is a fault; an error of the storage is raised, and ObjectMissing where the
+    checkpoint is deleted meanwhile. `progress` is told the bytes of data read, time and again.
     """
     checking = _Checking(store, directory, progress)
     checking.run(read_data, subset, seed)
     manifest = checking.manifest
+    if checking.faults and manifest is not None and MANIFEST not in sizes_in(store, directory):
+        raise ObjectMissing(f"{store.url}/{directory} was deleted while it was being verified")
     return Report(
         directory,
         manifest.step if manifest else None,
@@ -114,6 +117,8 @@ class _Checking:
         if named != (self.manifest.step, self.manifest.attempt, self.manifest.nonce):
             self._fault(MANIFEST, "it belongs to another directory")
         sizes = sizes_in(self._store, self._directory)
+        if catalog.incompleteness(self.manifest, sizes):
+            sizes = sizes_in(self._store, self._directory)
         for key, info in self.manifest.objects.items():
             if key not in sizes:
                 self._fault(key, "it is missing")
@@ -188,17 +193,29 @@ class _Checking:
                 self._whole(key)
 
     def _whole(self, key: str) -> None:
-        """Check an object against its BLAKE3, in pieces."""
-        hasher, at = blake3(), 0
-        try:
-            for data in self._pieces(key):
-                hasher.update(data)
-                at += len(data)
-        except ObjectMissing:
-            self._fault(key, "it is missing")
-            return
-        if hasher.hexdigest() != self.manifest.objects[key].blake3:
+        """Check an object against its BLAKE3, in pieces; what is wrong is read again."""
+        before = None
+        for _ in range(_TRIES):
+            hasher, at = blake3(), 0
+            try:
+                for data in self._pieces(key):
+                    hasher.update(data)
+                    at += len(data)
+                found = hasher.hexdigest()
+            except ObjectMissing:
+                found = ""
+            if found == self.manifest.objects[key].blake3:
+                return
+            if found == before:
+                break
+            before = found
+        else:
+            where = f"{self._store.url}/{self._directory}/{key}"
+            raise StorageError(f"{where} does not match its digest, and each reading gives other bytes")
+        if found:
             self._fault(key, "it does not match the manifest's digest", 0, at)
+        else:
+            self._fault(key, "it is missing")
 
     def _pieces(self, key: str) -> Iterator[bytes]:
         nbytes = self.manifest.objects[key].nbytes

@@ -8,6 +8,7 @@ sharding codec, version 1.0.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from crc32c import crc32c
 
-from storage.errors import CorruptCheckpoint
-from storage.layout import DTYPES, MAX_LENGTH, Layout, StateArray, Variable
-from storage.strict_json import fields, parse
+from storage.errors import ConfigurationError, CorruptCheckpoint
+from storage.layout import DTYPES, MAX_LENGTH, Layout, StateArray, Variable, check_name
+from storage.strict_json import MAX_NBYTES, canonical, fields, parse, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +42,8 @@ def documents(
 ) -> dict[str, bytes]:
     """Key and content of every zarr.json of a checkpoint: the root, groups on the way, and the arrays.
 
-    `shard_lengths` are elements of a full shard by array name; an array without any shard needs none.
+    `shard_lengths` are elements of a full shard by array name; an array without any shard needs none. Raises
+    ConfigurationError if one would be larger than what readers accept.
     """
     found = {DOCUMENT: _group()}
     for array in arrays:
@@ -53,6 +55,12 @@ def documents(
         if key in found:
             raise ValueError(f"the array {array.name} cannot be a group too")
         found[key] = array_document(array, shard_lengths.get(array.name, array.chunk), zstd_level)
+        if len(found[key]) > MAX_NBYTES:
+            count = len(array.layout.variables)
+            raise ConfigurationError(
+                f"{array.name}: a table of {count} variables takes {len(found[key])} bytes, more than the "
+                f"{MAX_NBYTES} that are read: join some"
+            )
     return found
 
 
@@ -121,6 +129,12 @@ class StoredArray:
         """Shard objects of the array."""
         return -(-self.array.padded_length // self.shard_length)
 
+    @property
+    def _max_frame_nbytes(self) -> int:
+        """Bytes that zstd makes of a chunk at most: its ZSTD_COMPRESSBOUND."""
+        nbytes = self.chunk_nbytes
+        return nbytes + (nbytes >> 8) + (max(0, (128 << 10) - nbytes) >> 11)
+
     def shard_key(self, index: int) -> str:
         """Key of a shard object inside the checkpoint's directory."""
         return f"{self.array.name}/c/{index}"
@@ -135,7 +149,8 @@ class StoredArray:
         num_chunks = self.num_chunks(index)
         exact = num_chunks * (self.chunk_nbytes + CRC_NBYTES) + self.index_nbytes
         least = num_chunks * (_MIN_FRAME_NBYTES + CRC_NBYTES) + self.index_nbytes
-        if nbytes != exact if self.zstd_level is None else nbytes < least:
+        most = num_chunks * (self._max_frame_nbytes + CRC_NBYTES) + self.index_nbytes
+        if nbytes != exact if self.zstd_level is None else not least <= nbytes <= most:
             raise CorruptCheckpoint(f"{self.shard_key(index)} cannot hold its chunks in {nbytes} bytes")
 
     def chunk_range(self, index: int, entries: NDArray[np.uint64] | None, chunk: int) -> tuple[int, int]:
@@ -162,7 +177,9 @@ class StoredArray:
         sizes = entries[:num_chunks, 1].copy()
         if self.zstd_level is None:
             sizes[:] = self.chunk_nbytes + CRC_NBYTES
-        elif np.any(sizes > shard_nbytes) or np.any(sizes < _MIN_FRAME_NBYTES + CRC_NBYTES):
+        elif np.any(sizes > self._max_frame_nbytes + CRC_NBYTES) or np.any(
+            sizes < _MIN_FRAME_NBYTES + CRC_NBYTES
+        ):
             raise CorruptCheckpoint("the index lists a chunk of impossible size")
         if body != shard_index(sizes, self.shard_chunks) or int(sizes.sum()) + len(data) != shard_nbytes:
             raise CorruptCheckpoint("the index does not list its chunks one behind the other")
@@ -172,12 +189,17 @@ class StoredArray:
 def parse_array(name: str, data: bytes) -> StoredArray:
     """The array that `array_document` described, and how it is stored; else CorruptCheckpoint."""
     try:
+        _check_density(data)
         doc = parse(data)
         shape, grid, attributes = doc["shape"], doc["chunk_grid"], doc["attributes"]
+        if type(shape[0]) is not int:
+            raise ValueError(f"bad length {shape[0]!r}")  # noqa: TRY301
         table = fields(attributes, "attributes", {"variables": dict})["variables"]
         variables = []
         for key, item in table.items():
+            check_name(key)
             v = fields(item, key, _VARIABLE_KINDS)
+            _check_shape(v["shape"])
             variables.append(Variable(key, v["offset"], tuple(v["shape"]), v["dtype"], v["trainable"]))
         array = StateArray(name, Layout(tuple(variables), shape[0]), doc["data_type"])
         shard_length = grid["configuration"]["chunk_shape"][0]
@@ -189,11 +211,29 @@ def parse_array(name: str, data: bytes) -> StoredArray:
         level = codecs[1]["configuration"]["level"] if len(codecs) > 2 else None
         if level is not None and (type(level) is not int or level not in _ZSTD_LEVELS):
             raise ValueError(f"bad zstd level {level!r}")  # noqa: TRY301
-        if doc != json.loads(array_document(array, shard_length, level)):
+        if canonical(doc) != canonical(json.loads(array_document(array, shard_length, level))):
             raise ValueError("not as this version writes it")  # noqa: TRY301
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as exc:
-        raise CorruptCheckpoint(f"{name}/{DOCUMENT}: {exc}") from exc
+        raise CorruptCheckpoint(f"{name}/{DOCUMENT}: {printable(str(exc))}") from exc
     return StoredArray(array, shard_length, level)
+
+
+def _check_density(data: bytes) -> None:
+    """Raise ValueError for a text of far more values than a table of variables of its length has: each takes
+    many times its own length in memory.
+    """
+    if (
+        data.count(b"[") + data.count(b"{") > 1000 + len(data) // 16
+        or data.count(b",") > 1000 + len(data) // 8
+    ):
+        raise ValueError("it holds more values than a table of variables")
+
+
+def _check_shape(shape: list[Any]) -> None:
+    """Raise ValueError unless NumPy can make an array of this shape, an empty one too."""
+    fits = len(shape) <= 32 and all(type(n) is int and 0 <= n <= MAX_LENGTH for n in shape)
+    if not fits or math.prod(max(n, 1) for n in shape) > MAX_LENGTH:
+        raise ValueError(f"bad shape {str(shape)[:80]}")
 
 
 def encode_shard(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import zarr
 
-from tests.integration.harness import latest, saved
+import storage
+from tests.integration.harness import latest, saved, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,6 +148,55 @@ def test_exports_are_read_by_other_libraries(place: Place, run: Path) -> None:
     place.cli("ckpt", "export", "run", "--to", "x.npz").one_clear_line(2, "x.npz", "there already")
 
 
+def test_a_checkpoint_is_named_from_inside_its_run(place: Place, run: Path) -> None:
+    name = f"checkpoints/{latest(run).path.name}"
+    inside = [sys.executable, "-m", "orchestrator", "ckpt", "show", name, "--json"]
+    done = subprocess.run(inside, cwd=run, env=place.env, capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["step"] == 60
+
+
+def test_what_anyone_may_have_written_is_no_command_to_the_terminal(place: Place) -> None:
+    metadata = {"a\nline": "\x1b[2J\x1b]0;title\x07 two\nlines\r"}
+    storage.save(str(place.root / "w"), {"x": np.ones(3)}, metadata=metadata)
+    shown = place.cli("ckpt", "show", "w").expect(0).stdout
+    assert all(line.isprintable() for line in shown.splitlines())
+    assert r"a\nline \x1b[2J" in shown
+    assert as_json(place, "show", "w")["metadata"] == metadata
+
+
+def test_output_that_cannot_be_written_is_an_error_and_a_closed_one_is_not(place: Place, run: Path) -> None:
+    command = [sys.executable, "-m", "orchestrator", "ckpt", "ls", str(run)]
+    for words in ([], ["--json"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [*command, *words], env=place.env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            )
+        assert done.returncode == 75
+        assert done.stderr.splitlines() == [
+            "holdfast: error: cannot write to standard output: No space left on device"
+        ]
+    closed = ["sh", "-c", '"$@" >&- 2>&-', "sh", *command]
+    assert subprocess.run(closed, env=place.env, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("target", ["x.npz", "x.safetensors", "named"])
+def test_an_interrupted_export_leaves_nothing_and_says_so(place: Place, target: str) -> None:
+    storage.save(str(place.root / "w"), {"x": np.ones(96 << 20, np.float32)})
+    out = place.root / "out"
+    out.mkdir()
+    words = [sys.executable, "-m", "orchestrator", "ckpt", "export", "w", "--to", str(out / target), "--json"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        words, cwd=place.root, env=place.env, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        wait_for(lambda: any(out.rglob("*")), "a file to be written")
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(said)["status"] == "interrupted"
+    assert list(out.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "needles"),
     [
@@ -156,6 +209,12 @@ def test_exports_are_read_by_other_libraries(place: Place, run: Path) -> None:
         (["cp", "run", "/proc/x"], ["/proc/x"]),
         (["pin", "run#1"], ["step 1"]),
         (["ls", "nothing"], ["nothing"]),
+        (["show", "run#" + "1" * 5000], [r"1\.\.\.' is not a step"]),
+        (["verify", "run#20", "--all"], ["--all takes the directory of a run"]),
+        (["verify", "run", "--read-data", "--read-data-subset", "5%"], ["reads every byte"]),
+        (["gc", "run", "--grace", "nan"], ["--grace nan"]),
+        (["gc", "run", "--grace", "-1"], ["--grace -1"]),
+        (["export", "run", "--to", "run/run.json/x.npz"], ["x.npz", "not a directory"]),
     ],
 )
 def test_a_mistake_is_one_clear_line(shared_place: Place, words: list[str], needles: list[str]) -> None:

@@ -3,7 +3,9 @@ import numpy as np
 import storage
 from storage.diff import compare
 from storage.layout import CHUNK
-from storage.reader import CheckpointReader
+from storage.reader import CheckpointReader, open_checkpoint
+from storage.store import open_store
+from storage.testing import FaultyStore
 
 
 def opened(tmp_path, name, arrays):
@@ -40,6 +42,27 @@ def test_bits_count_so_minus_zero_differs_from_zero(tmp_path):
     b = opened(tmp_path, "b", {"x": np.array([-0.0, 1.0]), "i": np.array([True, True])})
     found = {d.name: (d.elements, d.max_abs) for d in compare(a, b).different}
     assert found == {"i": (1, 1.0), "x": (1, 0.0)}
+
+
+def test_numbers_near_the_largest_differ_by_infinity(tmp_path):
+    a, b = (
+        opened(tmp_path, name, {"x": np.array([x, 1.0])}) for name, x in (("a", 1.7e308), ("b", -1.7e308))
+    )
+    (difference,) = compare(a, b).different
+    assert (difference.elements, difference.max_abs, difference.mean_abs) == (1, np.inf, np.inf)
+
+
+def test_small_variables_of_one_unit_are_read_with_it_once(tmp_path):
+    saved = [{f"v{i}": np.full(3, i + j, np.float32) for i in range(300)} for j in range(2)]
+    opened_twice = []
+    for name, arrays in zip("ab", saved, strict=True):
+        address = storage.save(str(tmp_path / name), arrays)
+        parent, _, directory = address.rpartition("/checkpoints/")
+        store = FaultyStore(open_store(parent))
+        opened_twice.append(open_checkpoint(store, f"checkpoints/{directory}"))
+    assert len(compare(*opened_twice).different) == 300
+    for checkpoint in opened_twice:
+        assert sum("/c/" in key for _, key in checkpoint.store.operations) == 1
 
 
 def test_blocks_with_equal_digests_are_not_read(tmp_path, monkeypatch):

@@ -261,6 +261,66 @@ def test_into_takes_all_or_nothing(tmp_path):
     assert good["x"].tolist() == [1, 1, 1]
 
 
+def readonly(values):
+    values.flags.writeable = False
+    return values
+
+
+SHARED = np.full(5, 9.0)
+WRONG = [
+    ({"c": readonly(np.full(3, 9.0))}, {}, "c is read-only"),
+    ({"c": np.broadcast_to(np.full(1, 9.0), 3)}, {}, "c is read-only"),
+    ({"c": np.lib.stride_tricks.as_strided(np.full(1, 9.0), (3,), (0,))}, {}, "elements of c share memory"),
+    ({"b": SHARED[:3], "c": SHARED[2:]}, {}, "b and c share memory"),
+    ({"c": [9.0, 9.0, 9.0]}, {}, "c is list, not a NumPy array"),
+    ({}, {"rename": {"b": "x", "c": "x"}}, "two variables the same name"),
+    ({}, {"rename": {"b": "a"}}, "two variables the same name"),
+    ({}, {"rename": {"none/*": "a/*"}}, r"does not hold none/\*"),
+]
+
+
+@pytest.mark.parametrize(("changes", "options", "message"), WRONG)
+def test_what_cannot_be_filled_is_refused_before_anything_is_changed(tmp_path, changes, options, message):
+    url = str(tmp_path / "w")
+    storage.save(url, {name: np.full(3, i) * 1.0 for i, name in enumerate("abc")})
+    into = {name: np.full(3, 9.0) for name in "abc"} | changes
+    with pytest.raises((ConfigurationError, IncompatibleCheckpoint), match=message):
+        storage.load(url, into=into, **options)
+    assert all(x == 9 for values in into.values() for x in values)
+
+
+def test_targets_may_lie_between_each_other_and_in_any_order(tmp_path):
+    url = str(tmp_path / "w")
+    arrays = {
+        "a": np.arange(3.0),
+        "b": np.arange(3.0) + 10,
+        "c": np.arange(12.0).reshape(3, 4),
+        "d": np.ones(()),
+    }
+    storage.save(url, arrays)
+    columns = np.zeros((3, 2))
+    into = {
+        "a": columns[:, 0],
+        "b": columns[::-1, 1],
+        "c": np.zeros((4, 3), order="C").T,
+        "d": np.zeros(()),
+    }
+    storage.load(url, into=into)
+    for name, values in arrays.items():
+        assert np.array_equal(into[name], values)
+
+
+def test_damage_leaves_what_was_to_be_filled_as_it_was(tmp_path):
+    url = str(tmp_path / "w")
+    saved = storage.save(url, {"a": np.ones(3, np.float32), "b": np.ones(3)})
+    shard = tmp_path / saved / "data" / "float64" / "c" / "0"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    into = {"a": np.full(3, 9, np.float32), "b": np.full(3, 9.0)}
+    with pytest.raises(CorruptCheckpoint):
+        storage.load(url, into=into)
+    assert all(x == 9 for values in into.values() for x in values)
+
+
 def test_damage_is_an_error_and_verify_tells_where(tmp_path):
     url = str(tmp_path / "w")
     saved = storage.save(url, {"a": np.ones(3)})

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import storage
 from storage.errors import ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint, StorageError
 from storage.layout import CHUNK, Layout, StateArray
+from storage.naming import numpy_dtype
 from storage.reader import open_checkpoint, restore
 from storage.store import Store, open_store
 from storage.testing import MemoryStore
@@ -192,6 +193,8 @@ SHAPE = (7, 5, 3)
 VALUES = np.arange(105, dtype=np.int16).reshape(SHAPE)
 axis_index = st.one_of(
     st.integers(-9, 9),
+    st.booleans(),
+    st.lists(st.booleans(), min_size=3, max_size=7).map(np.array),
     st.slices(8),
     st.none(),
     st.just(Ellipsis),
@@ -205,17 +208,71 @@ def lazy():
     return storage.open(storage.save(url, {"before": np.ones(3, np.int16), "x": VALUES, "s": np.int16(4)}))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(index=st.one_of(axis_index, st.tuples(axis_index), st.tuples(axis_index, axis_index)))
 def test_indexing_gives_what_numpy_gives(lazy, index):
     try:
         expected = VALUES[index]
-    except IndexError:
-        with pytest.raises(IndexError):
+    except (IndexError, ValueError) as error:  # a ValueError where a list mixes bools and numbers
+        with pytest.raises(type(error)):
             lazy["x"][index]
         return
     found = lazy["x"][index]
     assert (found.shape, found.dtype, found.tolist()) == (expected.shape, expected.dtype, expected.tolist())
+
+
+@pytest.mark.parametrize("index", [True, False, np.True_, (True, 0), (False,), (0, True), (..., False)])
+def test_a_bool_is_a_mask_and_not_the_number_of_a_row(lazy, index):
+    expected = VALUES[index]
+    assert (lazy["x"][index].shape, lazy["x"][index].tolist()) == (expected.shape, expected.tolist())
+
+
+def test_types_may_be_numpys_own(saved):
+    store, directory, _, _ = saved
+    checkpoint = open_checkpoint(store, directory)
+    assert checkpoint.load(["params/c"], dtype=np.float64)["params/c"].dtype == np.float64
+    assert checkpoint.load(["params/c"], dtype=ml_dtypes.bfloat16)["params/c"].dtype == ml_dtypes.bfloat16
+    assert checkpoint.load(["params/c"], dtype={"*": np.dtype("f2")})["params/c"].dtype == np.float16
+    with pytest.raises(ConfigurationError, match="is not known"):
+        checkpoint.load(["params/c"], dtype=object())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rename": {"paramz/*": "model/*"}}, r"does not hold paramz/\*, which rename is for"),
+        ({"rename": {"*": "model/*"}}, r"does not hold \*, which rename is for: give a name, or PREFIX/\*"),
+        ({"rename": {"params/x": "model/x"}}, "does not hold params/x, which rename is for"),
+        ({"dtype": {"paramz/*": "float16"}}, r"does not hold paramz/\*, which dtype is for"),
+    ],
+)
+def test_what_is_renamed_or_cast_has_to_be_there(saved, options, message):
+    store, directory, _, _ = saved
+    with pytest.raises(IncompatibleCheckpoint, match=message):
+        open_checkpoint(store, directory).load(["params/c"], **options)
+
+
+def test_a_prefix_becomes_a_prefix(saved):
+    store, directory, _, _ = saved
+    checkpoint = open_checkpoint(store, directory)
+    assert checkpoint.load(["params/c"], rename={"params/*": "*"}).keys() == {"c"}
+    with pytest.raises(ConfigurationError, match="would run names together"):
+        checkpoint.load(["params/c"], rename={"params/*": "model"})
+
+
+CASTS = ["float16", "bfloat16", "float32", "float64"]
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered in cast")
+@pytest.mark.parametrize("source", CASTS)
+@pytest.mark.parametrize("target", CASTS)
+def test_casts_are_numpys_to_the_bit(tmp_path, source, target):
+    bits = np.random.default_rng(0).integers(0, 256, 20_000, np.uint8)
+    values = bits.view(numpy_dtype(source))  # all kinds of NaN, infinities and subnormals among them
+    url = storage.save(str(tmp_path / "w"), {"x": values, "before": np.ones(3, values.dtype)})
+    found = storage.load(url, dtype={"x": target})["x"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert found.tobytes() == values.astype(numpy_dtype(target)).tobytes()
 
 
 def test_masks_scalars_and_whole_arrays(lazy):

@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 
 import storage
+from storage.errors import CorruptCheckpoint, ObjectMissing, StorageError
 from storage.layout import CHUNK, Layout, StateArray
+from storage.objects import read_manifest
+from storage.reader import open_checkpoint
 from storage.store import open_store
-from storage.testing import MemoryStore
+from storage.testing import FaultyStore, MemoryStore
 from storage.verification import verify_checkpoint
 from tests.unit.storage.states import ARRAYS, new_run, save
 
@@ -140,3 +143,65 @@ def test_progress_is_told(tmp_path):
     verify_checkpoint(open_store(head), f"checkpoints/{name}", read_data=True, progress=told.append)
     assert told == sorted(told)
     assert told[-1] > 3 << 23
+
+
+class Wrong(FaultyStore):
+    """Answers the first readings of objects whose key ends in `key` with other bytes, each with its own."""
+
+    def __init__(self, inner, key, times):
+        super().__init__(inner)
+        self.key = key
+        self.left = times
+
+    def read(self, key, start=None, stop=None):
+        data = super().read(key, start, stop)
+        if key.endswith(self.key) and self.left:
+            self.left -= 1
+            return bytes([self.left]) * len(data)
+        return data
+
+
+@pytest.mark.parametrize(
+    "key", ["manifest.json", "zarr.json", "params/zarr.json", "params/digests", "params/c/0"]
+)
+def test_what_reads_wrong_once_is_no_damage(key):
+    run, directory, _ = saved()
+    assert verify_checkpoint(Wrong(run.store, key, 1), directory, read_data=True).faults == ()
+
+
+@pytest.mark.parametrize(
+    "key", ["manifest.json", "zarr.json", "params/zarr.json", "params/digests", "params/c/0"]
+)
+def test_what_reads_otherwise_each_time_is_a_fault_of_the_storage(key):
+    run, directory, _ = saved()
+    with pytest.raises(StorageError, match="each reading gives other bytes"):
+        verify_checkpoint(Wrong(run.store, key, 100), directory, read_data=True)
+
+
+def test_a_manifest_that_reads_wrong_twice_alike_is_damaged():
+    run, directory, _ = saved()
+    run.store.write(f"{directory}/manifest.json", [b"{}"])
+    with pytest.raises(CorruptCheckpoint, match="missing"):
+        read_manifest(run.store, directory)
+
+
+class Deleting(FaultyStore):
+    """Deletes the checkpoint, as retention does, when the first shard is read."""
+
+    def read(self, key, start=None, stop=None):
+        if "/c/" in key and key in self.inner.list():
+            directory = key.partition("/params/")[0]
+            self.inner.delete([f"{directory}/manifest.json"])
+            self.inner.delete_directory(directory)
+        return super().read(key, start, stop)
+
+
+def test_what_is_deleted_while_it_is_read_is_not_called_damaged():
+    for act in (
+        lambda store, directory: open_checkpoint(store, directory).load(),
+        lambda store, directory: open_checkpoint(store, directory)["params/scale"][()],
+        lambda store, directory: verify_checkpoint(store, directory, read_data=True),
+    ):
+        run, directory, _ = saved()
+        with pytest.raises(ObjectMissing, match="was deleted while it was being"):
+            act(Deleting(run.store), directory)
