@@ -118,8 +118,8 @@ def _survivor(arena: Arena) -> _Survivor | None:
 def _too_deadly(name: str, deaths: int, cause: str) -> UserCodeError:
     if cause:
         return UserCodeError(
-            f"{name} was not done by {deaths} workers in a row (the last: {cause}): look at what the job does "
-            "with its samples (does it wait for something?), or give it longer with worker_timeout_s"
+            f"{name} was not done by {deaths} workers in a row (the last: {cause}): look at what the job "
+            "does with its samples (does it wait for something?), or give it longer with worker_timeout_s"
         )
     return UserCodeError(
         f"{name} killed {deaths} workers in a row: look at what the job does with its samples (a crash in "
