@@ -347,6 +347,8 @@ class Coordinator:
                 shuffle=self._job.shuffle,
                 url=self._settings.url,
                 token=self._settings.token,
+                worker_timeout_s=self._job.worker_timeout_s,
+                checkpoint_timeout_s=self._job.checkpoints.timeout_s,
             )
         )
 

@@ -329,11 +329,13 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
             return _described(state, node, description, attempt)
         case m.Ready(role, rank, pid, generation):
             return _ready(state, node, role, rank, pid, generation, attempt)
-        case m.Lost(role, rank, pid, ready, step, phase, generation):
+        case m.Lost(role, rank, pid, ready, step, phase, generation, cause):
             fields = {"role": role, "rank": rank, "pid": pid, "node": node, "step": step, "phase": phase}
             text = f"{role} {rank} (process {pid}) is gone, in {phase} after step {step}"
+            if cause:
+                text, fields = f"{text}: {cause} and was killed", {**fields, "cause": cause}
             notes: list[Action] = [Note("lost", text, fields)] if ready else []
-            return _then(notes, _replaced(state, role, rank, generation, "it is gone"))
+            return _then(notes, _replaced(state, role, rank, generation, cause or "it is gone"))
         case m.Noticed(reason):
             return _draining(state, node, reason, None, attempt)
         case m.Failed(error):

@@ -24,6 +24,12 @@ def _positive(owner: str, name: str, value: object, *, optional: bool = False, z
         )
 
 
+def _seconds(owner: str, name: str, value: object) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (number and 0 < value < math.inf):  # type: ignore[operator]
+        raise ConfigurationError(f"{owner}({name}={value!r}): give a number of seconds above 0, or None")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
     """When checkpoints are written and how many are kept."""
@@ -55,7 +61,12 @@ class Checkpoints:
     in_flight: int = 2
     """Shards, of at most 256 MiB, that are written at a time. More may be faster to a store far away."""
 
+    timeout_s: float | None = None
+    """Seconds after which a writer that has not finished a checkpoint is killed and the checkpoint given up.
+    None: 10 times as long as the slowest of the last ones took, or as 2 MB/s would take; 300 at least."""
+
     def __post_init__(self) -> None:
+        _seconds("Checkpoints", "timeout_s", self.timeout_s)
         _positive("Checkpoints", "every_steps", self.every_steps, optional=True)
         _positive("Checkpoints", "in_flight", self.in_flight)
         try:
@@ -155,6 +166,11 @@ class Job:
     """What happens when a run is resumed where arithmetic gives other bits: refuse it, or say so and go on.
     The workers of one attempt must always agree."""
 
+    worker_timeout_s: float | None = None
+    """Seconds after which a worker that has not finished a piece of work (a microbatch, a segment of an
+    update, a batch of validation data) is killed, and the work done by another. None: 10 times as long as
+    such work takes, but 2 at least, 5 where data is read, and 60 for the first pieces."""
+
     def __post_init__(self) -> None:
         for name in ("model", "data", "validation"):
             value = getattr(self, name)
@@ -170,6 +186,7 @@ class Job:
         if not isinstance(self.shuffle, bool):
             raise ConfigurationError(f"Job(shuffle={self.shuffle!r}): give True or False")
         _positive("Job", "validate_every", self.validate_every, optional=True)
+        _seconds("Job", "worker_timeout_s", self.worker_timeout_s)
         if self.microbatches is not None:
             check_microbatches(self.batch_size, self.microbatches)
         if not isinstance(self.checkpoints, Checkpoints):

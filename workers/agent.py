@@ -32,6 +32,9 @@ LEASE_S = 30.0
 Its training goes on meanwhile: a successor finds it at work.
 """
 
+LOOK_S = 1.0
+"""Seconds after which the loop looks around though nothing has happened."""
+
 LEAVE_TIMEOUT_S = 2.0
 """Seconds that a worker or writer has to leave before it is killed."""
 
@@ -132,8 +135,11 @@ class AgentLoop:
         self._last_word = time.monotonic()
         try:
             while not self._closed:
-                for key, _ in self._selector.select(timeout=1.0):
+                ready = self._selector.select(self._training.deadlines.wait_s(time.monotonic(), LOOK_S))
+                self._training.deadlines.look(time.monotonic())
+                for key, _ in ready:
                     key.data(key.fileobj)
+                self._supersede()
                 self._publish()
                 if time.monotonic() - self._last_word > self._lease_s:
                     break
@@ -211,8 +217,19 @@ class AgentLoop:
             peer.pidfd = os.pidfd_open(pid)
             self._selector.register(peer.pidfd, selectors.EVENT_READ, lambda _: self._ended(peer))
             self._training.join(peer)
+            self._training.deadlines.starts(peer.id, time.monotonic())
 
-    def _cut_off(self, peer: _Connection) -> None:
+    def _supersede(self) -> None:
+        """Kill who is past its deadline: hung, stopped, or hopelessly slow."""
+        for number, cause in self._training.deadlines.overdue(time.monotonic()):
+            peer = self._peers[number]
+            if peer.channel is not None and wait_readable(peer.channel.fileno(), 0):
+                self._read(peer)  # it has answered, while we were busy
+            else:
+                self._training.deadlines.missed(number)
+                self._cut_off(peer, cause)
+
+    def _cut_off(self, peer: _Connection, cause: str = "") -> None:
         """A peer is dead or superseded: hand on its work, kill it, and wait for its end by the pidfd."""
         if peer.channel is None:
             return
@@ -222,7 +239,7 @@ class AgentLoop:
         if peer.pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(peer.pidfd, signal.SIGKILL)
-            self._training.lose(peer)
+            self._training.lose(peer, cause)
         else:
             del self._peers[peer.id]
 

@@ -72,6 +72,11 @@ class Barrier:
         """Nobody is at work, and nobody who was superseded can write any more."""
         return not self._retiring and not any(self._busy.values())
 
+    def current(self, worker: int) -> int | None:
+        """The item that a worker is at; None if it has nothing to do."""
+        items = self._busy.get(worker)
+        return items[0] if items else None
+
     def abandon(self) -> None:
         """Give up what nobody works on: the phase is over without having been completed."""
         self._todo.clear()

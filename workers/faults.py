@@ -1,8 +1,9 @@
-"""Faults as data, for tests: a process kills itself at a named point.
+"""Faults as data, for tests: a process kills or stops itself at a named point.
 
-HOLDFAST_FAULTS holds a JSON list such as `[{"kill": "worker", "rank": 1, "step": 5, "phase": "forward"}]`.
-`rank` is 0 unless given. A process started as the k-th of its role and rank obeys the k-th entry for them, so
-that each entry strikes once although what it killed is replaced and the work redone.
+HOLDFAST_FAULTS holds a JSON list such as `[{"kill": "worker", "rank": 1, "step": 5, "phase": "forward"}]`;
+with "hang" for "kill", the process stops itself. `rank` is 0 unless given. A process started as the k-th of
+its role and rank obeys the k-th entry for them, so that each entry strikes once although what it killed is
+replaced and the work redone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import signal
 from dataclasses import dataclass
+from typing import Any
 
 from storage.errors import ConfigurationError
 
@@ -20,17 +22,23 @@ PHASES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+KINDS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
+
+
+@dataclass(slots=True)
 class Fault:
-    """A process that kills itself at the first point that is in `phase`, at `step` or later."""
+    """A process that kills or stops itself at the first point that is in `phase`, at `step` or later."""
 
     step: int
     phase: str
+    kind: str = "kill"
+    struck: bool = False
 
     def strike(self, step: int, phase: str) -> None:
-        """Call at every point; returns unless this is the one."""
-        if phase == self.phase and step >= self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        """Call at every point; does nothing unless this is the one."""
+        if phase == self.phase and step >= self.step and not self.struck:
+            self.struck = True  # one that is continued goes on
+            os.kill(os.getpid(), KINDS[self.kind])
 
 
 def planned_fault(role: str, rank: int, generation: int) -> Fault | None:
@@ -39,11 +47,17 @@ def planned_fault(role: str, rank: int, generation: int) -> Fault | None:
     if not text:
         return None
     try:
-        entries = [(e["kill"], e.get("rank", 0), Fault(int(e["step"]), e["phase"])) for e in json.loads(text)]
+        entries = [_entry(each) for each in json.loads(text)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"HOLDFAST_FAULTS is no list of faults: {error!r}") from error
-    for kind, _, fault in entries:
-        if fault.phase not in PHASES.get(kind, ()):
-            raise ConfigurationError(f"HOLDFAST_FAULTS: {kind} has no phase {fault.phase!r}; see {PHASES}")
-    mine = [fault for kind, r, fault in entries if kind == role and r == rank]
+    for whose, _, fault in entries:
+        if fault.phase not in PHASES.get(whose, ()):
+            raise ConfigurationError(f"HOLDFAST_FAULTS: {whose} has no phase {fault.phase!r}; see {PHASES}")
+    mine = [fault for whose, r, fault in entries if whose == role and r == rank]
     return mine[generation] if generation < len(mine) else None
+
+
+def _entry(value: dict[str, Any]) -> tuple[str, int, Fault]:
+    """Whose fault it is (role, rank), and the fault."""
+    kind = next((kind for kind in KINDS if kind in value), "kill")
+    return value[kind], value.get("rank", 0), Fault(int(value["step"]), value["phase"], kind)

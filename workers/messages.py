@@ -67,7 +67,7 @@ class Prepare:
     """Come to rest between two steps, and say which step the memory holds; it is made where there is none.
 
     Begins an epoch: what is under way for an older one takes no effect. `slot` numbers the arenas of one
-    machine; with `peers`, other nodes are to be served.
+    machine; with `peers`, other nodes are to be served. Without time-outs, they follow from what is measured.
     """
 
     attempt: int = 0
@@ -81,6 +81,8 @@ class Prepare:
     url: str = ""
     peers: bool = False
     token: str = ""
+    worker_timeout_s: float | None = None
+    checkpoint_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,10 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A worker or writer ended or was cut off; its work, if any, was handed on."""
+    """A worker or writer ended or was cut off; its work, if any, was handed on.
+
+    `cause` says why it was superseded; it is empty where the process ended by itself.
+    """
 
     role: str
     rank: int
@@ -199,6 +204,7 @@ class Lost:
     step: int
     phase: str
     generation: int = 0
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from storage.errors import HoldfastError, InfrastructureError, UserCodeError
 from storage.layout import StateArray
 from workers.arenas import open_arena, parts_path
 from workers.barrier import Assignment, Barrier
+from workers.deadlines import START_S, Deadlines
 from workers.links import Links
 from workers.messages import (
     Adopt,
@@ -114,10 +115,29 @@ def _survivor(arena: Arena) -> _Survivor | None:
         return None
 
 
+def _too_deadly(name: str, deaths: int, cause: str) -> UserCodeError:
+    if cause:
+        return UserCodeError(
+            f"{name} was not done by {deaths} workers in a row (the last: {cause}): look at what the job "
+            "does with its samples (does it wait for something?), or give it longer with worker_timeout_s"
+        )
+    return UserCodeError(
+        f"{name} killed {deaths} workers in a row: look at what the job does with its samples (a crash in "
+        "native code, or out of memory?)"
+    )
+
+
 class Training:
     """One node's run: its arena, its barrier, and where it stands."""
 
-    def __init__(self, host: str = "127.0.0.1", wake: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        wake: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self.deadlines = Deadlines(float(os.environ.get("HOLDFAST_START_TIMEOUT_S") or START_S))
         self._links = Links(host, wake)
         self._node = 0
         self._reduction: Reduction | None = None
@@ -239,6 +259,7 @@ class Training:
         if command.attempt != self._attempt:
             self._attempt = command.attempt
         self._prepare = command
+        self.deadlines.configure(command.worker_timeout_s, command.checkpoint_timeout_s)
         self._phase = Phase.IDLE
         self._ticket += 1
         self._stalled = self._replaying = False
@@ -275,6 +296,7 @@ class Training:
         self._phase = Phase.RESTORE
         self._restoring = directory
         self._writer.send("restore", self._target, prepare.url, directory)
+        self.deadlines.stores(self._writer.id, self._state_nbytes(), self._clock())
 
     def _adopt(self) -> None:
         assert self._survivor is not None
@@ -388,12 +410,17 @@ class Training:
             case "raised":
                 self._raised(peer, *arguments)
             case "written":
+                self.deadlines.stored(peer.id, self._clock())
                 self._written(*arguments)
             case "restored":
+                self.deadlines.stored(peer.id, self._clock())
                 self._restored(*arguments)
+            case "loading":
+                self.deadlines.starts(peer.id, self._clock())
             case "notice":
                 self._events.append(Noticed(*arguments))
             case "failed" if peer.role == "writer":
+                self.deadlines.forget(peer.id)
                 self._writer_failed(*arguments)
             case "failed":
                 self._fail(*arguments)
@@ -402,6 +429,7 @@ class Training:
         self._advance()
 
     def _ready(self, peer: Peer, description: dict[str, Any] | None) -> None:
+        self.deadlines.forget(peer.id)  # as one that loads
         if peer.role == "writer":
             self._writer = peer
         else:
@@ -432,16 +460,21 @@ class Training:
             peer.send("share", self._reduction.memory.path, self._reduction.memory.count)
         self._send(self._barrier.join(peer.id))
 
-    def lose(self, peer: Peer) -> None:
-        """A peer is dead, or is being killed: others do its work."""
+    def lose(self, peer: Peer, cause: str = "") -> None:
+        """A peer is dead, or is being killed, for a cause: others do its work."""
+        self.deadlines.forget(peer.id)
         self._joined.pop(peer.id, None)
         ready = peer.id in self._workers or peer is self._writer
         phase = self._phase
         pid = peer.process.pid
-        self._events.append(Lost(peer.role, peer.rank, pid, ready, self._step, phase.value, peer.generation))
+        self._events.append(
+            Lost(peer.role, peer.rank, pid, ready, self._step, phase.value, peer.generation, cause)
+        )
         if peer is self._writer:
             self._writer = None
-            error = InfrastructureError(f"the writer (process {peer.process.pid}) died")
+            error = InfrastructureError(
+                f"the writer (process {pid}) {'was killed: ' + cause if cause else 'died'}"
+            )
             if phase is Phase.RESTORE:
                 self._restore_failed(error)
             else:
@@ -449,12 +482,7 @@ class Training:
         elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier.members:
             item, deaths, assignments = self._barrier.lost(peer.id)
             if item is not None and deaths >= MAX_DEATHS:
-                self._fail(
-                    UserCodeError(
-                        f"{self._name(item)} killed {deaths} workers in a row: look at what the job does "
-                        "with its samples (a crash in native code, or out of memory?)"
-                    )
-                )
+                self._fail(_too_deadly(self._name(item), deaths, cause))
             self._send(assignments)
 
     def bury(self, peer: Peer) -> None:
@@ -472,11 +500,13 @@ class Training:
     def _begin(self, phase: Phase, items: range) -> None:
         self._phase = phase
         self._ticket += 1
+        self.deadlines.begin()
         self._send(self._barrier.begin(items, use_slots=phase is Phase.GRADIENT))
 
     def _send(self, assignments: list[Assignment]) -> None:
         if self._phase is Phase.ENDED:
             return
+        now = self._clock()
         for assignment in assignments:
             items = assignment.items
             message: tuple[object, ...]
@@ -495,12 +525,15 @@ class Training:
                 case _:
                     raise AssertionError(f"work was assigned in phase {self._phase}")
             self._workers[assignment.worker].send(self._phase.value, self._ticket, *message)
+            self.deadlines.given(assignment.worker, self._phase.value, items[0], now)
 
     def _done(self, peer: Peer, ticket: int, item: int, sums: Sums | None = None) -> None:
         if ticket != self._ticket:
             return
-        if self._barrier.done(peer.id, item) and sums is not None:
-            self._ready_validation().collect(item, sums)
+        if self._barrier.done(peer.id, item):
+            self.deadlines.finished(peer.id, self._barrier.current(peer.id), self._clock())
+            if sums is not None:
+                self._ready_validation().collect(item, sums)
         if peer.id in self._workers and peer.id not in self._barrier.members:
             self._dismiss(peer.rank)
 
@@ -509,6 +542,7 @@ class Training:
             return
         name = self._name(item)
         times, assignments = self._barrier.failed(peer.id, item)
+        self.deadlines.gave_up(peer.id, self._barrier.current(peer.id), self._clock())
         if not isinstance(error, UserCodeError):
             self._fail(type(error)(f"{error} (in {name})"))
         elif times > 1:
@@ -729,6 +763,10 @@ class Training:
         nodes = [member.node for member in self._plan.members] or [self._node]
         share = (nodes.index(self._node), len(nodes))
         self._saving.begin(arena, self._writer, self._plan, self._buffer, self._step, metrics, share)
+        self.deadlines.stores(self._writer.id, self._state_nbytes() // share[1], self._clock())
+
+    def _state_nbytes(self) -> int:
+        return sum(array.nbytes for array in self._ready_arena().spec.arrays)
 
     def _written(self, step: int, part: Part, directory: str) -> None:
         self._report(self._saving.written(step, part, directory))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import select
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from storage.errors import HoldfastError, UserCodeError
 from workers.channel import Channel, connect
+from workers.deadlines import BEAT_S
 from workers.faults import Fault, planned_fault
 from workers.parts import Parts
 from workers.rng import Purpose, Streams
@@ -22,6 +24,9 @@ from workers.schedule import batch_indices, microbatches, tree_depth, tree_sum
 from workers.state import Arena
 from workers.task import Task
 from workers.tracebacks import summary, user_traceback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BLOCK = 1 << 15
 """Elements that an update handles at a time: the operands of a block stay in the cache."""
@@ -36,8 +41,9 @@ def run_worker(address: str, rank: int, generation: int, source: bytes) -> None:
     released = end_with(channel)
     try:
         fault = planned_fault("worker", rank, generation)
-        task = Task.load(source)
-        description = task.describe()
+        with _signs_of_life(channel):
+            task = Task.load(source)
+            description = task.describe()
     except HoldfastError as error:
         channel.send("failed", error)
         return
@@ -50,6 +56,25 @@ def run_worker(address: str, rank: int, generation: int, source: bytes) -> None:
         _serve(channel, task, fault)
     released.set()
     channel.close()
+
+
+@contextmanager
+def _signs_of_life(channel: Channel) -> Iterator[None]:
+    """Let the agent know that this process is not stopped but loads, however long that takes."""
+    loaded = threading.Event()
+
+    def tell() -> None:
+        with suppress(EOFError):
+            while not loaded.wait(BEAT_S):
+                channel.send("loading")
+
+    thread = threading.Thread(target=tell, name="signs-of-life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        loaded.set()
+        thread.join()  # the channel is for one thread at a time
 
 
 def _serve(channel: Channel, task: Task, fault: Fault | None) -> None:

@@ -71,6 +71,8 @@ def job(
     shift: float = 0.0,
     delay_s: float = 0.0,
     progress: str = "",
+    timeout_s: float | None = None,
+    store_timeout_s: float | None = None,
 ) -> Job:
     def model():
         m = nn.Sequential(
@@ -104,7 +106,8 @@ def job(
         microbatches=microbatches,
         steps=steps,
         seed=seed,
-        checkpoints=Checkpoints(every_steps=every, keep=3),
+        worker_timeout_s=timeout_s,
+        checkpoints=Checkpoints(every_steps=every, keep=3, timeout_s=store_timeout_s),
     )
 '''
 

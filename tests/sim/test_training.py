@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from orchestrator import machine
+from orchestrator import events, machine
 from storage.catalog import directory_name
 from storage.checkpoint import Part
 from storage.errors import CorruptCheckpoint, InfrastructureError, StorageError, UserCodeError
@@ -101,6 +101,7 @@ class Player:
     id: int
     role: str
     rank: int
+    generation: int
     process: ProcessId
     told: list[tuple[Any, ...]] = field(default_factory=list)
     said: list[tuple[Any, ...]] = field(default_factory=list)
@@ -111,6 +112,8 @@ class Player:
     slots: set[int] = field(default_factory=set)
     reading: int | None = None  # buffer that a writer has not finished with
     half: Any = None
+    hung: bool = False
+    greeted: bool = False
 
     def send(self, *message: Any) -> None:
         assert not self.lost, f"{message[0]} was sent to a {self.role} that was lost"
@@ -179,10 +182,18 @@ class Player:
         self.next()
 
     def write(
-        self, buffer: int, step: int, url: str, directory: str, compression: None, in_flight: int
+        self,
+        buffer: int,
+        step: int,
+        url: str,
+        directory: str,
+        compression: None,
+        in_flight: int,
+        share: tuple[int, int],
     ) -> None:
         """In two halves, with a world between them."""
         assert in_flight == IN_FLIGHT
+        assert share == (0, 1)
         state = self.state(buffer)
         if self.half is None:
             self.half = [array[: LENGTH // 2].copy() for array in state]
@@ -238,6 +249,10 @@ class Odds:
     commit_fails: float = 0.1
     agent_dies: float = 0.0
     signal: float = 0.0
+    hang: float = 0.0
+    goes_on: float = 0.02
+    """How likely a hung process is to go on, at every turn."""
+
     lag: float = 0.5
     """How likely it is that the coordinator does something at a turn."""
 
@@ -280,18 +295,20 @@ class Sim:
         """Run an attempt to its end."""
         self.attempt += 1
         self.log.clear()
-        self.training = Training()
+        self.now = 1000.0
+        self.superseded: list[str] = []
+        self.training = Training(clock=lambda: self.now)
         self.state = machine.State()
         self.players: list[Player] = []
         self.heard: list[m.Event] = []
         self.commands: list[m.Command] = []
-        self.answers: list[machine.Event] = []
-        self.exits: list[machine.Exited] = []
-        self.starting: list[tuple[str, int]] = []
+        self.answers: list[events.Event] = []
+        self.exits: list[events.Exited] = []
+        self.starting: list[tuple[str, int, int]] = []
         self.kills_since_ready = 0
         self.last: tuple[int, int] | None = None  # (sequence, step) of the newest commit seen
         self.kills_at: Counter[int] = Counter()
-        self.tell_machine(machine.Begin(self.num_workers))
+        self.tell_machine(events.Begin(self.num_workers, self.num_workers))
         for _ in range(MAX_TURNS):
             if self.state.phase is machine.Phase.ENDED:
                 break
@@ -311,9 +328,16 @@ class Sim:
 
     def turn(self) -> None:
         """Let one of the things happen that can. Raises AgentDied if it was that."""
+        self.now += self.rng.expovariate(200.0)
+        self.look()
         options: list[Any] = []
         for player in self.players:
-            if player.alive and player.told:
+            if player.hung:
+                if player.alive and self.chance(self.odds.goes_on):
+                    options.append(lambda p=player: self.go_on(p))
+            elif player.alive and self.may_kill(player) and self.chance(self.odds.hang):
+                options += [lambda p=player: self.hang(p)] * 5
+            if player.alive and player.told and not player.hung:
                 options += [player.work] * 2
             if player.said and not player.lost:
                 options += [lambda p=player: self.hear(p)] * 2
@@ -326,22 +350,56 @@ class Sim:
                 options += [player.scribble, lambda p=player: self.bury(p)]
         if self.starting:
             options.append(self.start)
-        if self.chance(self.odds.lag):
+        if self.news() and self.chance(self.odds.lag):
             options += [self.coordinate] * 2
         if self.commands:
             options += [self.obey] * 2
         if self.chance(self.odds.agent_dies):
             raise AgentDied
         if self.chance(self.odds.signal) and self.state.phase is not machine.Phase.STOPPING:
-            options.append(lambda: self.tell_machine(machine.Signalled(machine.Status.PREEMPTED)))
+            options.append(lambda: self.tell_machine(events.Signalled(machine.Status.PREEMPTED)))
         if options:
             self.rng.choice(options)()
             self.observe()
+        elif not self.news():  # all wait for somebody who hangs
+            self.now += self.training.deadlines.wait_s(self.now, 1.0)
+
+    def news(self) -> bool:
+        """Whether there is something for the coordinator to hear."""
+        return bool(self.training._events or self.heard or self.exits or self.answers)
+
+    def look(self) -> None:
+        """As the agent's loop does."""
+        deadlines = self.training.deadlines
+        deadlines.look(self.now)
+        for number, cause in deadlines.overdue(self.now):
+            player = self.players[number - 1]
+            if player.said:
+                self.hear(player)
+                continue
+            deadlines.missed(number)
+            self.superseded.append(self.training._phase.value if player.told else "loading")
+            self.log.append(f"{player.role} {player.rank} (#{number}) in {self.superseded[-1]}: {cause}")
+            player.alive = False
+            self.lose(player, cause)
+
+    def hang(self, player: Player) -> None:
+        self.log.append(f"{player.role} {player.rank} (#{player.id}) hangs, node in {self.training._phase}")
+        self.count_kill(player)
+        player.hung = True
+
+    def go_on(self, player: Player) -> None:
+        """It had not been superseded yet: nothing has happened."""
+        self.log.append(f"{player.role} {player.rank} (#{player.id}) goes on")
+        player.hung = False
+        if not player.greeted:
+            self.say_ready(player)
 
     def may_kill(self, player: Player) -> bool:
         """Keep below the numbers from which on the job is blamed."""
         committed = self.last[1] if self.last else -1
-        few = self.kills_at[committed] < 2 and self.kills_since_ready < 2
+        # One that is killed in an update may be found dead in the next step.
+        few = self.kills_at[committed] + self.kills_at[committed - 1] < 2 and self.kills_since_ready < 2
         return self.kills_left > 0 and few
 
     def kill(self, player: Player) -> None:
@@ -349,17 +407,21 @@ class Sim:
             f"{player.role} {player.rank} (#{player.id}) is killed, node in {self.training._phase}"
         )
         player.alive = False
+        self.count_kill(player)
+
+    def count_kill(self, player: Player) -> None:
         self.kills_left -= 1
         if player.role == "worker":
             self.kills_since_ready += 1
             committed = self.last[1] if self.last else -1
             self.kills_at[committed] += 1
 
-    def lose(self, player: Player) -> None:
+    def lose(self, player: Player, cause: str = "") -> None:
         """The agent reads the end of the stream; what it had said before may have been read or not."""
         player.lost = True
-        self.exits.append(machine.Exited(player.role, player.rank, "killed by SIGKILL"))
-        self.training.lose(player)
+        end = "killed by SIGKILL"
+        self.exits.append(events.Exited(0, player.role, player.rank, player.generation, end))
+        self.training.lose(player, cause)
 
     def bury(self, player: Player) -> None:
         player.buried = True
@@ -367,13 +429,21 @@ class Sim:
         self.training.bury(player)
 
     def start(self) -> None:
-        role, rank = self.starting.pop(self.rng.randrange(len(self.starting)))
+        role, rank, generation = self.starting.pop(self.rng.randrange(len(self.starting)))
         if role == "agent":
             return
         number = len(self.players) + 1
-        player = Player(self, number, role, rank, ProcessId((1 << 23) + number, 1))
+        player = Player(self, number, role, rank, generation, ProcessId((1 << 23) + number, 1))
         self.players.append(player)
-        player.said.append(("ready", self.description() if role == "worker" else None))
+        self.training.deadlines.starts(number, self.now)
+        if self.may_kill(player) and self.chance(self.odds.hang):
+            self.hang(player)
+        else:
+            self.say_ready(player)
+
+    def say_ready(self, player: Player) -> None:
+        player.said.append(("ready", self.description() if player.role == "worker" else None))
+        player.greeted = True
 
     def description(self) -> dict[str, Any]:
         return {
@@ -398,30 +468,36 @@ class Sim:
     def coordinate(self) -> None:
         self.heard += self.training.take_events()
         if self.heard:
-            self.tell_machine(self.heard.pop(0))
+            self.tell_machine(events.Heard(0, self.heard.pop(0)))
         elif self.exits and self.chance(0.5):
             self.tell_machine(self.exits.pop(0))
         elif self.answers:
             self.tell_machine(self.answers.pop(0))
 
-    def tell_machine(self, event: machine.Event) -> None:
-        self.state, actions = machine.transition(self.state, event, self.attempt, "memory://run")
-        if not isinstance(event, m.Ready | m.Lost):
-            self.log.append(
-                f"{type(event).__name__}{tuple(getattr(event, s) for s in event.__slots__)}"[:160]
-            )
+    def tell_machine(self, event: events.Event) -> None:
+        self.state, actions = machine.transition(self.state, event, self.attempt)
+        said: Any = event.event if isinstance(event, events.Heard) else event
+        if not isinstance(said, m.Ready | m.Lost):
+            self.log.append(f"{type(said).__name__}{tuple(getattr(said, s) for s in said.__slots__)}"[:160])
         for action in actions:
             match action:
-                case machine.StartProcess(role, rank):
-                    self.starting.append((role, rank))
-                case machine.Tell(command):
+                case events.StartProcess(_, role, rank, generation):
+                    self.starting.append((role, rank, generation))
+                case events.Tell(_, command):
                     self.commands.append(command)
-                case machine.Identify():
-                    prepare = m.Prepare(self.place, 0, BATCH, self.microbatches, True)
-                    self.answers.append(machine.Identified(prepare))
-                case machine.ChooseBase(found, bad, _):
-                    self.answers.append(self.choose(found, bad))
-                case machine.RecordBase():
+                case events.Identify():
+                    prepare = m.Prepare(
+                        place_id=self.place,
+                        seed=0,
+                        batch_size=BATCH,
+                        microbatches=self.microbatches,
+                        shuffle=True,
+                        url="memory://run",
+                    )
+                    self.answers.append(events.Identified(prepare))
+                case events.ChooseBase(epoch, found, bad, _):
+                    self.answers.append(self.choose(epoch, found, bad))
+                case events.RecordBase():
                     plan = m.Plan(
                         attempt=self.attempt,
                         epoch=0,
@@ -431,32 +507,34 @@ class Sim:
                         validate_every=self.validate_every,
                         in_flight=IN_FLIGHT,
                     )
-                    self.answers.append(machine.Based(plan))
-                case machine.CommitCheckpoint(written):
+                    self.answers.append(events.Based(plan))
+                case events.CommitCheckpoint((written,)):
                     self.answers.append(self.commit(written))
 
-    def choose(self, found: m.Found | None, bad: tuple[str, ...]) -> machine.Event:
+    def choose(self, epoch: int, states: tuple[m.Found, ...], bad: tuple[str, ...]) -> events.Event:
+        found = next(iter(states), None)
         best = max(
             ((step, directory) for directory, step in self.committed.items() if directory not in bad),
             default=None,
         )
         if found is not None and (best is None or found.step >= best[0]):
             assert found.fingerprint == {"numpy": "2"}
-            return machine.BaseChosen(Base(step=found.step, attempt=found.attempt), None, in_memory=True)
+            memory = Base(step=found.step, attempt=found.attempt)
+            return events.BaseChosen(epoch, memory, None, in_memory=True)
         if best is None:
-            return machine.BaseChosen(None, None, in_memory=False)
-        return machine.BaseChosen(Base(step=best[0], attempt=1), best[1], in_memory=False)
+            return events.BaseChosen(epoch, None, None, in_memory=False)
+        return events.BaseChosen(epoch, Base(step=best[0], attempt=1), best[1], in_memory=False)
 
-    def commit(self, written: m.CheckpointWritten) -> machine.Event:
+    def commit(self, written: m.CheckpointWritten) -> events.Event:
         step, state = self.stored[written.directory]
         assert step == written.step
         assert written.counters == {"iterations": step}
         assert same(state, reference(step, self.microbatches)), "a checkpoint mixes two states"
         assert written.directory.startswith(directory_name(step, self.attempt, "0" * 16)[:-16])
         if self.chance(self.odds.commit_fails):
-            return machine.CommitFailed(step, StorageError("503 slow down"))
+            return events.CommitFailed(step, StorageError("503 slow down"))
         self.committed[written.directory] = step
-        return machine.Committed(step, "digest")
+        return events.Committed(step, "digest")
 
     # -- what must hold -----------------------------------------------------------------------------------
 
@@ -562,6 +640,28 @@ def test_an_undisturbed_run_ends_with_the_processes_it_began_with() -> None:
         sim = played(Sim(seed, f"run-{seed}", quiet))
         assert all(player.alive for player in sim.players)
         assert len(sim.players) == sim.num_workers + 1
+
+
+def test_whoever_hangs_is_superseded_and_no_bit_changes() -> None:
+    """In every phase, while loading and while storing; some go on in time."""
+    seen: Counter[str] = Counter()
+    for seed in range(300):
+        odds = Odds(kill=0.01, hang=0.03, goes_on=[0.0, 0.02][seed % 2])
+        sim = played(Sim(seed, f"run-{seed}", odds))
+        assert sim.state.status is machine.Status.DONE
+        seen.update(sim.superseded)
+    for phase in ("initialise", "gradient", "update", "evaluate", "loading", "drain"):
+        assert seen[phase] > 2, seen
+
+
+def test_work_that_hangs_every_worker_ends_the_run_naming_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Player, "gradient", lambda player, *_: player.sim.hang(player))
+    sim = Sim(1, "endless", Odds(kill=0, raising=0, commit_fails=0, goes_on=0))
+    sim.run()
+    assert isinstance(sim.state.error, UserCodeError)
+    assert "step 0, microbatch" in str(sim.state.error)
+    assert "was not done by 3 workers in a row" in str(sim.state.error)
+    assert "worker_timeout_s" in str(sim.state.error)
 
 
 @pytest.mark.parametrize("first", SEEDS)

@@ -38,6 +38,14 @@ def test_a_seed_is_a_whole_number_of_64_bits(seed: Any) -> None:
         make(seed=seed)
 
 
+@pytest.mark.parametrize("value", [0, -1.0, "3", True, math.nan, math.inf])
+def test_a_time_out_is_a_positive_number_of_seconds(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"Job\(worker_timeout_s=.*seconds above 0"):
+        make(worker_timeout_s=value)
+    with pytest.raises(ConfigurationError, match=r"Checkpoints\(timeout_s=.*seconds above 0"):
+        Checkpoints(timeout_s=value)
+
+
 def test_the_limits_themselves_are_fine() -> None:
     job = make(seed=2**64 - 1, batch_size=1, steps=1, microbatches=1, validate_every=1)
     assert job.seed == 2**64 - 1

@@ -173,6 +173,11 @@ class BarrierMachine(RuleBasedStateMachine):
         assert set(self.barrier.members) == set(self.queues)
         assert self.barrier.slots == self.accepted
 
+    @invariant()
+    def everybody_is_at_the_first_of_its_items(self) -> None:
+        for worker in range(self.next_worker + 1):
+            assert self.barrier.current(worker) == next(iter(self.queues.get(worker, [])), None)
+
     def teardown(self) -> None:
         """Whatever happened, the phase comes to its end once workers live and the dead are found dead."""
         if not hasattr(self, "barrier"):

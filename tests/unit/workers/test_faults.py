@@ -32,12 +32,12 @@ def test_the_kth_process_of_a_role_and_rank_obeys_the_kth_entry_for_them(
         [
             {"kill": "worker", "rank": 1, "step": 5, "phase": "forward"},
             {"kill": "writer", "step": 9, "phase": "after"},
-            {"kill": "worker", "rank": 1, "step": 7, "phase": "update"},
+            {"hang": "worker", "rank": 1, "step": 7, "phase": "update"},
             {"kill": "worker", "step": 6, "phase": "reduce"},
         ],
     )
     assert planned_fault("worker", 1, 0) == Fault(5, "forward")
-    assert planned_fault("worker", 1, 1) == Fault(7, "update")
+    assert planned_fault("worker", 1, 1) == Fault(7, "update", "hang")
     assert planned_fault("worker", 1, 2) is None
     assert planned_fault("worker", 0, 0) == Fault(6, "reduce")
     assert planned_fault("worker", 2, 0) is None
@@ -60,6 +60,8 @@ def test_the_kth_process_of_a_role_and_rank_obeys_the_kth_entry_for_them(
         [{"kill": "worker", "step": "soon", "phase": "forward"}],
         [{"kill": "worker", "step": None, "phase": "forward"}],
         [{"kill": "worker", "step": 1, "phase": "before"}],
+        [{"hang": "worker", "step": 1, "phase": "before"}],
+        [{"hang": "nobody", "step": 1, "phase": "forward"}],
         [{"kill": "nobody", "step": 1, "phase": "forward"}],
     ],
 )
