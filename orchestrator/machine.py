@@ -336,8 +336,8 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
                 text, fields = f"{text}: {cause} and was killed", {**fields, "cause": cause}
             notes: list[Action] = [Note("lost", text, fields)] if ready else []
             return _then(notes, _replaced(state, role, rank, generation, cause or "it is gone"))
-        case m.Noticed(reason):
-            return _draining(state, node, reason, None, attempt)
+        case m.Noticed(reason, seconds_left):
+            return _draining(state, node, reason, seconds_left, attempt)
         case m.Failed(error):
             return _failed(state, error), []
         case m.Retried(name, message):

@@ -22,6 +22,7 @@ from storage.errors import ConfigurationError, InfrastructureError, Superseded
 from workers.agent import AgentLoop
 from workers.arithmetic import settle_arithmetic, single_threaded_environment
 from workers.channel import address_for
+from workers.clouds import watch_clouds
 from workers.notice import pass_on_notices
 from workers.worker import run_worker
 from workers.writer import run_writer
@@ -37,7 +38,16 @@ INIT_TRIES = 3
 START_S = 120.0
 """Seconds that an agent's actor may take to start."""
 
-FORWARDED = ("HOLDFAST_FAULTS", "HOLDFAST_SHM_DIR", "HOLDFAST_TRACE")
+FORWARDED = (
+    "HOLDFAST_FAULTS",
+    "HOLDFAST_NOTICES",
+    "HOLDFAST_NOTICES_URL",
+    "HOLDFAST_SHM_DIR",
+    "HOLDFAST_START_TIMEOUT_S",
+    "HOLDFAST_TRACE",
+)
+"""Environment variables of the coordinator's that the actors get."""
+
 NAMESPACE = "holdfast"
 
 
@@ -49,7 +59,8 @@ class HoldfastAgent:
         self._loop = AgentLoop(address, host=host)
 
     def run(self) -> None:
-        """Serve until closed, and end the actor."""
+        """Serve until closed."""
+        watch_clouds(self._loop.address)
         self._loop.run()
 
     def tell(self, attempt: int, commands: Sequence[Command]) -> None:

@@ -12,6 +12,7 @@ import threading
 from storage.errors import Superseded
 from workers.agent import AgentLoop
 from workers.channel import Channel, accept, listen
+from workers.clouds import watch_clouds
 from workers.notice import pass_on_notices
 from workers.processes import ProcessId
 
@@ -38,6 +39,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         pid, _, started = (arguments.supervisor or "").partition(":")
         supervisor = ProcessId(int(pid), int(started)) if pid else None
         loop = AgentLoop(address, supervisor=supervisor)
+        watch_clouds(address)
         threading.Thread(target=serve_control, args=(loop, address + "-control"), daemon=True).start()
         loop.run()
     elif arguments.role == "writer":

@@ -209,9 +209,10 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Noticed:
-    """A process of the node was told that it is to be taken away."""
+    """The node is to be taken away, in so many seconds (None: nobody knows)."""
 
     reason: str
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

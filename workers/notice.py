@@ -1,4 +1,4 @@
-"""SIGTERM to one process of a node: a notice that the node is to be taken away."""
+"""Notices that a node is to be taken away, such as SIGTERM to one of its processes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+def send_notice(address: str, reason: str, seconds_left: float | None = None) -> None:
+    """Tell the agent at `address` that its node will be taken away, for a reason, in so many seconds."""
+    with suppress(TimeoutError, EOFError):
+        channel = connect(address, 0)
+        channel.send("notice", reason, seconds_left)
+        channel.socket.close()  # not `close`, which might cut it off before it is read
+
+
 def pass_on_notices(address: str, role: str) -> None:
     """Have the agent at `address` told when this process gets SIGTERM, and go on working.
 
@@ -22,10 +30,7 @@ def pass_on_notices(address: str, role: str) -> None:
     """
 
     def tell(*_: object) -> None:
-        with suppress(TimeoutError, EOFError):
-            channel = connect(address, 0)
-            channel.send("notice", f"SIGTERM to {role} (process {os.getpid()})")
-            channel.socket.close()  # not `close`, which might cut it off before it is read
+        send_notice(address, f"SIGTERM to {role} (process {os.getpid()})")
 
     handlers: dict[signal.Signals, Callable[..., object]] = {
         signal.SIGINT: lambda *_: None,  # not SIG_IGN, which a program that is executed would inherit
