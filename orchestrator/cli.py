@@ -150,6 +150,9 @@ def run(
         typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
     ] = None,
     nodes: Annotated[int, typer.Option(metavar="N", help="Nodes to spread over at least.")] = 1,
+    autoscale: Annotated[
+        bool, typer.Option("--autoscale", help="Ask Ray's autoscaler for room for all workers.")
+    ] = False,
     grace_period: Annotated[
         float | None,
         typer.Option(metavar="S", help="Seconds between SIGTERM and the end, if a checkpoint must fit in."),
@@ -182,6 +185,7 @@ def run(
         run_dir=run_dir,
         workers=wanted,
         nodes=nodes,
+        autoscale=autoscale,
         grace_s=grace_period,
         runtime=runtime,
         address=address,

@@ -140,7 +140,7 @@ class Coordinator:
             try:
                 self._beat()
                 beating.start()
-                self._places = dict(self._runtime.places())
+                self._places = dict(self._runtime.places(self._settings.most))
                 self._handle(
                     e.Begin(self._settings.least, self._settings.most, self._places, self._settings.nodes)
                 )
@@ -191,7 +191,7 @@ class Coordinator:
         if now - self._looked_at < PLACES_S:
             return
         self._looked_at = now
-        places = dict(self._runtime.places())
+        places = dict(self._runtime.places(self.state.most))
         if places.keys() != self._places.keys() or any(
             places[node].workers != self._places[node].workers for node in places
         ):

@@ -61,6 +61,9 @@ class Request:
     nodes: int = 1
     """Nodes to spread the workers over, if there are so many; the process runtime plays them."""
 
+    autoscale: bool = False
+    """Whether Ray's autoscaler is asked for room for all workers."""
+
     grace_s: float | None = None
     """Seconds that this process has to end after SIGTERM. None: as long as a checkpoint takes."""
 
@@ -251,7 +254,12 @@ def _runtime(request: Request, workers: int, observer: Observer, signals: _Signa
     from orchestrator.ray_runtime import RayRuntime
 
     runtime = RayRuntime(
-        request.source, request.address, workers, request.cpus_per_worker, succession.invocation()
+        request.source,
+        request.address,
+        workers,
+        request.cpus_per_worker,
+        succession.invocation(),
+        request.autoscale,
     )
     try:
         runtime.connect(lambda text: observer.note(Note("ray", text, {})))

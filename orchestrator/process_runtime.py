@@ -74,7 +74,7 @@ class ProcessRuntime:
         self._progress: dict[int, Progress] = {}
         self._found = _listening(invocation)
 
-    def places(self) -> Mapping[int, Place]:
+    def places(self, wanted: int) -> Mapping[int, Place]:
         """Every node; those with an agent of an earlier coordinator say so."""
         return {node: Place(ROOM, node, self._found.get(node)) for node in range(self._nodes)}
 

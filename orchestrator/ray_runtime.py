@@ -128,13 +128,21 @@ class RayRuntime:
     """Agents, writers and workers as actors on the nodes of a cluster."""
 
     def __init__(
-        self, source: bytes, address: str | None, least: int, cpus_per_worker: float, invocation: str
+        self,
+        source: bytes,
+        address: str | None,
+        least: int,
+        cpus_per_worker: float,
+        invocation: str,
+        autoscale: bool = False,
     ) -> None:
         self._source = source
         self._address = address
         self._least = least
         self._cpus = cpus_per_worker
         self._invocation = invocation
+        self._autoscale = autoscale
+        self._asked_for = 0
         self._nodes: dict[int, _Node] = {}
         self._agents: dict[int, _Agent] = {}
         self._found: dict[int, int] = {}  # node -> generation of an agent that was found at work
@@ -164,7 +172,7 @@ class RayRuntime:
         self._find_agents(ray)
         needed = self._least * self._cpus
         total = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
-        if needed > total:
+        if needed > total and not self._autoscale:
             raise ConfigurationError(
                 f"{self._least} workers with {self._cpus:g} CPUs each need {needed:g}, but Ray has "
                 f"{total:g}: give fewer --workers or --cpus-per-worker {total / self._least:.2g}"
@@ -204,10 +212,11 @@ class RayRuntime:
                 self._found[node] = max(generation, self._found.get(node, 0))
                 self._nodes[node] = _Node(match[3], "", "", 0, 0)
 
-    def places(self) -> Mapping[int, Place]:
+    def places(self, wanted: int) -> Mapping[int, Place]:
         """The nodes that are alive and large enough for a worker, this machine's first, then the largest."""
         import ray
 
+        self._ask_for(wanted)
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
         here = ray.get_runtime_context().get_node_id()
         numbers = {node.id: number for number, node in self._nodes.items()}
@@ -226,6 +235,15 @@ class RayRuntime:
             for number, node in sorted(self._nodes.items())
             if node.id in alive
         }
+
+    def _ask_for(self, wanted: int) -> None:
+        """Have the cluster's autoscaler make room for so many workers; it is told of changes only."""
+        if not self._autoscale or wanted == self._asked_for:
+            return
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[{"CPU": self._cpus}] * wanted)
+        self._asked_for = wanted
 
     def _free_slot(self, host: str, alive: Mapping[str, Any]) -> int:
         """Nodes that share a machine share its memory: each has another place in it."""
@@ -398,6 +416,8 @@ class RayRuntime:
                 ray.kill(actor)
         self._actors.clear()
         self._lives.clear()
+        with suppress(ray.exceptions.RayError):
+            self._ask_for(0)
         if self._own_ray:
             ray.shutdown()
 

@@ -23,8 +23,8 @@ START_S = 60.0
 class Runtime(Protocol):
     """Starts and watches processes on nodes, and carries messages to their agents."""
 
-    def places(self) -> Mapping[int, Place]:
-        """The nodes that can take part now."""
+    def places(self, wanted: int) -> Mapping[int, Place]:
+        """The nodes that can take part now; where nodes can be added, they are asked for `wanted` workers."""
 
     def start(self, node: int, role: str, rank: int, generation: int) -> None:
         """Start a process without waiting for it; an agent that was found at work is connected to instead.
