@@ -28,6 +28,7 @@ from workers.tracebacks import summary, user_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from workers.data import Dataset
