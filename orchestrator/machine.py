@@ -751,8 +751,10 @@ def _train(state: State, attempt: int) -> Turn:
     state = replace(state, phase=phase, shares=shares)
     if state.epoch > 1 or len(members) > 1:
         cut = ", ".join(f"node {member.node} {member.high - member.low}" for member in members)
-        who = f"{len(members)} nodes train together" if len(members) > 1 else "one node trains alone"
-        text = "" if state.asked else f"{who} from step {state.step} (microbatches: {cut})"
+        text = f"node {members[0].node} trains alone from step {state.step}"
+        if len(members) > 1:
+            text = f"{len(members)} nodes train together from step {state.step} (microbatches: {cut})"
+        text = "" if state.asked else text
         fields = {"epoch": state.epoch, "nodes": list(state.members), "step": state.step}
         actions.append(Note("epoch", text, fields))
     return _then(actions, _settle(state, attempt))
