@@ -292,6 +292,8 @@ class Coordinator:
                 self._ask(self._record_base, base)
             case e.CommitCheckpoint(parts):
                 self._ask(self._commit, parts)
+            case e.RecordDivergence(found):
+                self._storage.submit(self._record_divergence, found)
             case Note():
                 self._tell(action)
             case _:
@@ -347,6 +349,7 @@ class Coordinator:
                 shuffle=self._job.shuffle,
                 url=self._settings.url,
                 token=self._settings.token,
+                stop_on_divergence=self._job.on_divergence == "stop",
                 worker_timeout_s=self._job.worker_timeout_s,
                 checkpoint_timeout_s=self._job.checkpoints.timeout_s,
             )
@@ -447,6 +450,21 @@ class Coordinator:
         self._parent = Base(step=written.step, attempt=self._attempt.number)
         self._storage.submit(self._tidy)
         return e.Committed(written.step, manifest.state_digest)
+
+    def _record_divergence(self, found: m.Diverged) -> None:
+        record = {
+            "microbatch": found.microbatch,
+            "microbatches": self._settings.microbatches,
+            "batch_size": self._job.batch_size,
+            "seed": self._job.seed,
+            "loss": found.loss,
+            "gradient_finite": found.finite,
+            "gradient_blake3": found.digest,
+        }
+        try:
+            self._run.record_divergence(self._attempt, found.step, record)
+        except HoldfastError as error:
+            self._tell(Note("storage", f"the record of the divergence could not be written: {error}", {}))
 
     def _tidy(self) -> None:
         """Delete what is no longer kept, and what earlier attempts have left behind."""

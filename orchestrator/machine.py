@@ -36,6 +36,7 @@ from orchestrator.events import (
     Note,
     Place,
     RecordBase,
+    RecordDivergence,
     Recover,
     Returned,
     Scaled,
@@ -46,7 +47,15 @@ from orchestrator.events import (
     Waited,
 )
 from orchestrator.membership import assign, choose, spans
-from storage.errors import CheckpointError, HoldfastError, InfrastructureError, StorageError, UserCodeError
+from storage.catalog import divergence_key
+from storage.errors import (
+    CheckpointError,
+    DivergenceError,
+    HoldfastError,
+    InfrastructureError,
+    StorageError,
+    UserCodeError,
+)
 from workers import messages as m
 from workers.task import mismatch
 
@@ -343,6 +352,14 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
         case m.Retried(name, message):
             text = f"{name} raised and is done once more: {message}"
             return state, [Note("retried", text, {"item": name})]
+        case m.Diverged():
+            return _diverged(state, event, attempt)
+        case m.Doubted(rank, pid, name):
+            text = (
+                f"worker {rank} (process {pid}) computed {name} with other bits than another worker: it is "
+                "not trusted any more and replaced; if this happens again, look at the memory of the machine"
+            )
+            return state, [Note("faulty", text, {"rank": rank, "pid": pid, "node": node, "item": name})]
     if node not in state.members:
         return state, []
     match event:
@@ -368,6 +385,29 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
             return _finished(state, node, step, done=done)
         case _:
             assert_never(event)
+
+
+def _diverged(state: State, event: m.Diverged, attempt: int) -> Turn:
+    """The same microbatch gave the same bits twice: more workers and restarts will not help."""
+    what = f"loss {event.loss:.4g}, gradient {'' if event.finite else 'not '}finite"
+    if event.microbatch is None:
+        where, why = f"step {event.step}", "every microbatch is finite, their sum is not"
+    else:
+        where, why = f"step {event.step}, microbatch {event.microbatch}", "the same bits when computed again"
+    text = (
+        f"training diverges at {where} ({what}; {why}): try a lower learning rate, look at the samples of "
+        'this batch, or give the job on_divergence="ignore" to train on; the record is '
+        f"{divergence_key(event.step, attempt)}"
+    )
+    fields = {
+        "step": event.step,
+        "microbatch": event.microbatch,
+        "loss": event.loss,
+        "gradient_finite": event.finite,
+        "gradient_blake3": event.digest,
+    }
+    failed = _failed(state, DivergenceError(text))
+    return failed, [Note("divergence", text, fields), RecordDivergence(event)]
 
 
 def _greeted(state: State, node: int, processes: tuple[m.Process, ...], attempt: int) -> Turn:

@@ -166,6 +166,10 @@ class Job:
     """What happens when a run is resumed where arithmetic gives other bits: refuse it, or say so and go on.
     The workers of one attempt must always agree."""
 
+    on_divergence: Literal["stop", "ignore"] = "stop"
+    """What happens when the loss or the gradient of a step is not finite, and is so again when another worker
+    computes it: the run fails with a record of it, or trains on with what there is."""
+
     worker_timeout_s: float | None = None
     """Seconds after which a worker that has not finished a piece of work (a microbatch, a segment of an
     update, a batch of validation data) is killed, and the work done by another. None: 10 times as long as
@@ -193,6 +197,8 @@ class Job:
             raise ConfigurationError("Job(checkpoints=...): give orchestrator.Checkpoints(...)")
         if not isinstance(self.restart, RestartPolicy):
             raise ConfigurationError("Job(restart=...): give orchestrator.RestartPolicy(...)")
+        if self.on_divergence not in ("stop", "ignore"):
+            raise ConfigurationError(f"Job(on_divergence={self.on_divergence!r}): give 'stop' or 'ignore'")
         if self.determinism not in ("strict", "warn"):
             raise ConfigurationError(f"Job(determinism={self.determinism!r}): give 'strict' or 'warn'")
 

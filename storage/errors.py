@@ -13,6 +13,7 @@
     |-- RunAlive                      4   another coordinator works on this run directory
     |-- Superseded                    4   a newer attempt has taken over
     |-- UserCodeError                 1   the user's model or data function raised
+    |-- DivergenceError               1   the loss or the gradient is not finite
     `-- InfrastructureError           75  a process of ours died: running again resumes
 
 Each carries one line that says what is wrong, where, and what to do. The exit codes are those of
@@ -82,6 +83,10 @@ class Superseded(HoldfastError):
 
 class UserCodeError(HoldfastError):
     """The user's model, data or engine raised; the message holds the user's traceback."""
+
+
+class DivergenceError(HoldfastError):
+    """The loss or the gradient of a step is not finite, and computing it again gives the same bits."""
 
 
 class InfrastructureError(HoldfastError):

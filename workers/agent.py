@@ -220,7 +220,10 @@ class AgentLoop:
             self._training.deadlines.starts(peer.id, time.monotonic())
 
     def _supersede(self) -> None:
-        """Kill who is past its deadline: hung, stopped, or hopelessly slow."""
+        """Kill who did wrong, or is past its deadline: hung, stopped, or hopelessly slow."""
+        for number, cause in self._training.take_doomed():
+            if number in self._peers:
+                self._cut_off(self._peers[number], cause)
         for number, cause in self._training.deadlines.overdue(time.monotonic()):
             peer = self._peers[number]
             if peer.channel is not None and wait_readable(peer.channel.fileno(), 0):

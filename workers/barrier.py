@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from workers.schedule import share
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,11 @@ class Barrier:
     """Members, their unfinished items, and the slots that results are written to."""
 
     __slots__ = (
+        "_aside",
         "_avoid",
         "_busy",
         "_deaths",
+        "_doers",
         "_errors",
         "_free",
         "_leaving",
@@ -40,6 +42,7 @@ class Barrier:
         "_slots_of",
         "_todo",
         "_use_slots",
+        "makers",
         "slots",
     )
 
@@ -54,8 +57,12 @@ class Barrier:
         self._avoid: dict[int, int] = {}  # item -> worker on which it raised
         self._use_slots = False
         self._leaving: set[int] = set()
+        self._doers: dict[int, int] = {}  # item of a phase without slots -> worker that did it
+        self._aside: dict[int, int] = {}  # item under review -> slot of its first result
         self.slots: dict[int, int] = {}
         """Item -> slot of its accepted result."""
+        self.makers: dict[int, int] = {}
+        """Item -> worker that wrote its slot."""
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -93,18 +100,46 @@ class Barrier:
         del self._busy[worker]
         self._leaving.discard(worker)
 
+    def knows(self, worker: int) -> bool:
+        """Whether a worker is a member, or is leaving when it has done what it is at."""
+        return worker in self._busy
+
     def begin(self, items: Sequence[int], *, use_slots: bool) -> list[Assignment]:
         """Start a phase. The slots of the phase before last are free again if this one uses slots."""
         assert self.complete
         if use_slots:
-            self._free.extend(sorted(self.slots.values(), reverse=True))
-            self.slots = {}
+            self._free.extend(sorted([*self.slots.values(), *self._aside.values()], reverse=True))
+            self.slots, self.makers, self._aside = {}, {}, {}
         self._todo.extend(items)
         self._use_slots = use_slots
         self._deaths.clear()
         self._errors.clear()
         self._avoid.clear()
+        self._doers.clear()
         return self._assign()
+
+    def review(self, item: int) -> list[Assignment]:
+        """Start a phase of one item that has a slot: into another one, by another worker if there is one."""
+        assert self.complete
+        self._aside = {item: self.slots.pop(item)}
+        self._todo.append(item)
+        self._use_slots = True
+        self._deaths.clear()
+        self._errors.clear()
+        self._avoid = {item: self.makers[item]}
+        return self._assign()
+
+    def reviewed(self, item: int) -> tuple[int, int]:
+        """The slots of the first and of the second result."""
+        return self._aside[item], self.slots[item]
+
+    def accept(self, item: int) -> None:
+        """The second result counts; the slot of the first is free."""
+        self._free.append(self._aside.pop(item))
+
+    def doers(self, items: Collection[int]) -> set[int]:
+        """Who did these items of this phase, which has no slots."""
+        return {self._doers[item] for item in items if item in self._doers}
 
     def join(self, worker: int) -> list[Assignment]:
         """A worker is ready. It gets what nobody works on; otherwise it waits for the next phase."""
@@ -119,6 +154,9 @@ class Barrier:
         self._busy[worker].remove(item)
         if self._use_slots:
             self.slots[item] = self._slots_of.pop((worker, item))
+            self.makers[item] = worker
+        else:
+            self._doers[item] = worker
         return True
 
     def failed(self, worker: int, item: int) -> tuple[int, list[Assignment]]:

@@ -1,9 +1,10 @@
 """Faults as data, for tests: a process kills or stops itself at a named point.
 
 HOLDFAST_FAULTS holds a JSON list such as `[{"kill": "worker", "rank": 1, "step": 5, "phase": "forward"}]`;
-with "hang" for "kill", the process stops itself. `rank` is 0 unless given. A process started as the k-th of
-its role and rank obeys the k-th entry for them, so that each entry strikes once although what it killed is
-replaced and the work redone.
+with "hang" for "kill" the process stops itself, and with "flip" a worker puts a NaN into its result once:
+into the loss (forward), the gradient (backward) or the sum of gradients (reduce). `rank` is 0 unless given. A
+process started as the k-th of its role and rank obeys the k-th entry for them, so that each entry strikes
+once although what it killed is replaced and the work redone.
 """
 
 from __future__ import annotations
@@ -22,23 +23,28 @@ PHASES = {
 }
 
 
-KINDS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
+SIGNALS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
+KINDS = (*SIGNALS, "flip")
 
 
 @dataclass(slots=True)
 class Fault:
-    """A process that kills or stops itself at the first point that is in `phase`, at `step` or later."""
+    """What a process does to itself at the first point that is in `phase`, at `step` or later."""
 
     step: int
     phase: str
     kind: str = "kill"
     struck: bool = False
 
-    def strike(self, step: int, phase: str) -> None:
-        """Call at every point; does nothing unless this is the one."""
-        if phase == self.phase and step >= self.step and not self.struck:
-            self.struck = True  # one that is continued goes on
-            os.kill(os.getpid(), KINDS[self.kind])
+    def strike(self, step: int, phase: str) -> bool:
+        """Call at every point; does nothing unless this is the one. True if the result is to be spoilt."""
+        if phase != self.phase or step < self.step or self.struck:
+            return False
+        self.struck = True  # one that is continued goes on
+        if self.kind == "flip":
+            return True
+        os.kill(os.getpid(), SIGNALS[self.kind])
+        return False
 
 
 def planned_fault(role: str, rank: int, generation: int) -> Fault | None:
@@ -51,7 +57,7 @@ def planned_fault(role: str, rank: int, generation: int) -> Fault | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"HOLDFAST_FAULTS is no list of faults: {error!r}") from error
     for whose, _, fault in entries:
-        if fault.phase not in PHASES.get(whose, ()):
+        if fault.phase not in PHASES.get(whose, ()) or (fault.kind == "flip" and whose != "worker"):
             raise ConfigurationError(f"HOLDFAST_FAULTS: {whose} has no phase {fault.phase!r}; see {PHASES}")
     mine = [fault for whose, r, fault in entries if whose == role and r == rank]
     return mine[generation] if generation < len(mine) else None

@@ -81,6 +81,7 @@ class Prepare:
     url: str = ""
     peers: bool = False
     token: str = ""
+    stop_on_divergence: bool = True
     worker_timeout_s: float | None = None
     checkpoint_timeout_s: float | None = None
 
@@ -316,6 +317,30 @@ class Retried:
 
 
 @dataclass(frozen=True, slots=True)
+class Diverged:
+    """The loss or the gradient of a step is not finite, and that is how it is: the run cannot go on.
+
+    `microbatch` is None where each is finite and their sum is not. `loss` is that of the microbatch, or of
+    the step; `finite` says whether the gradient is, whose BLAKE3 is `digest`.
+    """
+
+    step: int
+    microbatch: int | None
+    loss: float
+    finite: bool
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Doubted:
+    """A worker computed a piece of work with other bits than another one: it is not trusted any more."""
+
+    rank: int
+    pid: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Training stopped at a step boundary: done, or stopped as asked."""
 
@@ -340,6 +365,8 @@ Event: TypeAlias = (
     | Evaluated
     | Failed
     | Retried
+    | Diverged
+    | Doubted
     | Finished
 )
 

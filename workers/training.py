@@ -28,6 +28,7 @@ from workers.messages import (
     Copy,
     Described,
     Dismiss,
+    Doubted,
     Evaluated,
     Event,
     Failed,
@@ -58,6 +59,7 @@ from workers.reduction import Reduction, added
 from workers.saving import Saving
 from workers.schedule import batch_rows, segments, steps_per_epoch
 from workers.state import Arena, ArenaSpec
+from workers.suspicion import Suspicion
 from workers.task import averages, mismatch
 from workers.validation import Validation
 
@@ -86,6 +88,7 @@ class Phase(Enum):
     GRADIENT = "gradient"
     REDUCE = "reduce"
     EXCHANGE = "exchange"
+    REVIEW = "review"
     UPDATE = "update"
     EVALUATE = "evaluate"
     BOUNDARY = "boundary"
@@ -166,6 +169,9 @@ class Training:
         self._levels: list[int] = []
         self._segments: list[tuple[int, int]] = []
         self._metrics: dict[str, float] = {}
+        self._suspicion = Suspicion()
+        self._first_maker = -1  # of the microbatch that is reviewed
+        self._doomed: list[tuple[int, str]] = []
         self._validation: Validation | None = None
         self._saving = Saving()
         self._restoring = ""
@@ -179,6 +185,11 @@ class Training:
         """What happened since the last call."""
         events, self._events = self._events, []
         return events
+
+    def take_doomed(self) -> list[tuple[int, str]]:
+        """Peers to be cut off that have done wrong, each with what it was."""
+        doomed, self._doomed = self._doomed, []
+        return doomed
 
     def progress(self) -> Progress:
         """Where training is."""
@@ -260,9 +271,11 @@ class Training:
             self._attempt = command.attempt
         self._prepare = command
         self.deadlines.configure(command.worker_timeout_s, command.checkpoint_timeout_s)
+        self._suspicion.enabled = command.stop_on_divergence
         self._phase = Phase.IDLE
         self._ticket += 1
         self._stalled = self._replaying = False
+        self._suspicion.begin()
         self._barrier.abandon()
         self._saving.abandon()
         self._stop = None
@@ -479,7 +492,7 @@ class Training:
                 self._restore_failed(error)
             else:
                 self._report(self._saving.lost(error))
-        elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier.members:
+        elif self._workers.pop(peer.id, None) is not None and self._barrier.knows(peer.id):
             item, deaths, assignments = self._barrier.lost(peer.id)
             if item is not None and deaths >= MAX_DEATHS:
                 self._fail(_too_deadly(self._name(item), deaths, cause))
@@ -511,7 +524,7 @@ class Training:
             items = assignment.items
             message: tuple[object, ...]
             match self._phase:
-                case Phase.GRADIENT:
+                case Phase.GRADIENT | Phase.REVIEW:
                     message = (self._step, self._buffer, items, assignment.slots)
                 case Phase.REDUCE:
                     message = (self._step, [self._pieces[i] for i in items])
@@ -524,16 +537,21 @@ class Training:
                     message = (self._target, items)
                 case _:
                     raise AssertionError(f"work was assigned in phase {self._phase}")
-            self._workers[assignment.worker].send(self._phase.value, self._ticket, *message)
-            self.deadlines.given(assignment.worker, self._phase.value, items[0], now)
+            kind = (Phase.GRADIENT if self._phase is Phase.REVIEW else self._phase).value
+            self._workers[assignment.worker].send(kind, self._ticket, *message)
+            self.deadlines.given(assignment.worker, kind, items[0], now)
 
-    def _done(self, peer: Peer, ticket: int, item: int, sums: Sums | None = None) -> None:
+    def _done(
+        self, peer: Peer, ticket: int, item: int, sums: Sums | None = None, finite: bool = True
+    ) -> None:
         if ticket != self._ticket:
             return
         if self._barrier.done(peer.id, item):
             self.deadlines.finished(peer.id, self._barrier.current(peer.id), self._clock())
             if sums is not None:
                 self._ready_validation().collect(item, sums)
+            if self._reduction is None:  # of several nodes, none can tell alone whose part it is
+                self._suspicion.heard(item, finite=finite)
         if peer.id in self._workers and peer.id not in self._barrier.members:
             self._dismiss(peer.rank)
 
@@ -554,7 +572,7 @@ class Training:
     def _name(self, item: int) -> str:
         """A piece of work, as users are told of it."""
         match self._phase:
-            case Phase.GRADIENT:
+            case Phase.GRADIENT | Phase.REVIEW:
                 return f"step {self._step}, microbatch {item}"
             case Phase.EVALUATE:
                 return f"the evaluation at step {self._step}, batch {item}"
@@ -577,6 +595,7 @@ class Training:
             Phase.BOUNDARY: self._at_boundary,
             Phase.INITIALISE: self._end_initialise,
             Phase.GRADIENT: self._end_gradient,
+            Phase.REVIEW: self._end_review,
             Phase.REDUCE: self._end_reduce,
             Phase.EXCHANGE: self._end_exchange,
             Phase.UPDATE: self._end_update,
@@ -591,7 +610,7 @@ class Training:
         """Commit the step if its update is complete; rest as soon as nobody reads or writes the memory."""
         if self._phase is Phase.RESTORE or not self._barrier.idle:
             return
-        if self._phase is Phase.UPDATE and self._barrier.complete:
+        if self._phase is Phase.UPDATE and self._barrier.complete and self._suspicion.update_is_good:
             self._commit_step()
             self._phase = Phase.IDLE
         self._links.cancel()
@@ -638,11 +657,15 @@ class Training:
         if self._trace is not None:
             self._dispatched_ns = time.monotonic_ns()
         self._stalled = False
+        self._suspicion.begin()
         count = min(rows, self._prepare.microbatches)
         mine = range(count) if self._reduction is None else self._reduction.begin(self._step, count)
         self._begin(Phase.GRADIENT, mine)
 
     def _end_gradient(self) -> None:
+        if self._suspicion.of_loss(self._ready_arena(), self._barrier.slots):
+            self._review()
+            return
         if self._reduction is None:
             self._begin_update()
             return
@@ -675,6 +698,68 @@ class Training:
     def _cuts(self) -> list[tuple[int, int]]:
         return segments(self._ready_arena().spec.params.length, max(1, len(self._barrier.members)))
 
+    def _review(self) -> None:
+        """A microbatch that is not finite is computed again before anything follows from it."""
+        item = self._suspicion.suspects[0]
+        self._first_maker = self._barrier.makers[item]
+        self._phase = Phase.REVIEW
+        self._ticket += 1
+        self.deadlines.begin()
+        self._send(self._barrier.review(item))
+
+    def _end_review(self) -> None:
+        """Compare: the same bits again are a divergence, of other bits one is somebody's fault."""
+        arena, suspicion = self._ready_arena(), self._suspicion
+        item = suspicion.suspects[0]
+        first, second = self._barrier.reviewed(item)
+        if suspicion.agree(arena, first, second):
+            self._diverge(item, [second])
+            return
+        self._doubt(self._first_maker, self._name(item))
+        self._barrier.accept(item)
+        if suspicion.is_finite(arena, second):
+            suspicion.judged()
+        elif suspicion.is_hopeless:
+            self._fail(InfrastructureError(f"no two workers agree on {self._name(item)}"))
+            return
+        if suspicion.suspects:
+            self._review()
+        else:
+            self._end_gradient()
+
+    def _doubt(self, worker: int, name: str) -> None:
+        """Do not trust a worker any more: it gets nothing more to do, and is killed and replaced."""
+        peer = self._workers.get(worker)
+        if peer is None:
+            return  # it has gone already
+        self._barrier.dismiss(peer.id)
+        self._events.append(Doubted(peer.rank, peer.process.pid, name))
+        self._doomed.append((peer.id, f"it computed {name} with other bits than another worker"))
+
+    def _diverge(self, item: int | None, slots: list[int]) -> None:
+        self._events.append(self._suspicion.record(self._ready_arena(), self._step, item, slots))
+        self._phase = Phase.ENDED
+
+    def _is_good(self) -> bool:
+        """Whether a complete update may be committed; otherwise what led to it is looked at again."""
+        suspicion, arena = self._suspicion, self._ready_arena()
+        slots = [slot for _, slot in sorted(self._barrier.slots.items())]
+        if suspicion.update_is_good:
+            return True
+        if suspicion.of_gradient(arena, self._barrier.slots):
+            suspicion.forgive()
+            self._review()
+        elif not (faulty := suspicion.is_faulty(arena, slots, self._segments)):
+            self._diverge(None, slots)
+        elif suspicion.is_hopeless:
+            self._fail(InfrastructureError(f"no worker gets the update of step {self._step} right"))
+        else:
+            for worker in self._barrier.doers(faulty):
+                self._doubt(worker, f"the update of step {self._step}")
+            suspicion.forgive()
+            self._begin(Phase.UPDATE, range(len(self._segments)))
+        return False
+
     def _begin_update(self) -> None:
         self._target = self._ready_arena().spare_buffer(self._buffer)
         self._segments = self._cuts()
@@ -696,6 +781,8 @@ class Training:
 
     def _end_update(self) -> None:
         """The step is made. One that was made again for a node that is ahead goes no further."""
+        if not self._is_good():
+            return
         self._commit_step()
         if self._replaying:
             self._replaying = False

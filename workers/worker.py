@@ -22,6 +22,7 @@ from workers.parts import Parts
 from workers.rng import Purpose, Streams
 from workers.schedule import batch_indices, microbatches, tree_depth, tree_sum
 from workers.state import Arena
+from workers.suspicion import all_finite
 from workers.task import Task
 from workers.tracebacks import summary, user_traceback
 
@@ -145,7 +146,7 @@ class Worker:
         indices = batch_indices(len(data), self._batch_size, self._seed, step, shuffle=self._shuffle)
         bounds = microbatches(len(indices), self._num_microbatches)
         for item, slot in zip(items, slots, strict=True):
-            self._strike(step, "forward")
+            lose = self._strike(step, "forward")
             try:
                 low, high = bounds[item]
                 batch = data.take(indices[low:high])
@@ -155,7 +156,10 @@ class Worker:
             except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
-            self._strike(step, "backward")
+            if lose:
+                self._arena.sums[slot][0, 0] = np.nan
+            if self._strike(step, "backward"):
+                self._grads[slot][0] = np.nan
             self._channel.send("done", ticket, item)
 
     def update(
@@ -182,13 +186,16 @@ class Worker:
         weight = np.float32(sums[0, 1] or 1.0)  # without any weight the gradient is zero
         work, mean, scratch = self._work[:-2], self._work[-2], self._work[-1]
         for item, start, stop in items:
-            self._strike(step, "reduce")
+            flip, finite = self._strike(step, "reduce"), True
             try:
                 for low in range(start, stop, BLOCK):
                     high = min(low + BLOCK, stop)
                     size = high - low
                     total = tree_sum([leaf[low:high] for leaf in leaves], [w[:size] for w in work], levels)
                     np.divide(total, weight, out=mean[:size])
+                    if flip:
+                        mean[0] = np.nan
+                    finite = finite and all_finite(mean[:size])
                     optimizer.update(
                         step,
                         params[low:high],
@@ -203,7 +210,7 @@ class Worker:
             except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
-            self._channel.send("done", ticket, item)
+            self._channel.send("done", ticket, item, None, finite)
 
     def reduce(self, ticket: int, step: int, items: list[tuple[int, list[int], int, int, int]]) -> None:
         """Add slots up to parts of the tree: (item, slots, part, start, stop) each."""
@@ -231,9 +238,9 @@ class Worker:
                 continue
             self._channel.send("done", ticket, item, sums)
 
-    def _strike(self, step: int, phase: str) -> None:
-        if self._fault is not None:
-            self._fault.strike(step, phase)
+    def _strike(self, step: int, phase: str) -> bool:
+        """Whether a planned fault spoils the result."""
+        return self._fault is not None and self._fault.strike(step, phase)
 
     def _report(self, ticket: int, item: int, error: Exception | SystemExit) -> None:
         if not isinstance(error, HoldfastError):

@@ -22,7 +22,13 @@ import pytest
 from orchestrator import events, machine
 from storage.catalog import directory_name
 from storage.checkpoint import Part
-from storage.errors import CorruptCheckpoint, InfrastructureError, StorageError, UserCodeError
+from storage.errors import (
+    CorruptCheckpoint,
+    DivergenceError,
+    InfrastructureError,
+    StorageError,
+    UserCodeError,
+)
 from storage.layout import Layout, StateArray
 from storage.manifest import Base
 from workers import messages as m
@@ -156,6 +162,10 @@ class Player:
             grad, sums = gradient(self.state(buffer)[0], step, items[0])
             self.arena.grads[slots[0]][:LENGTH] = grad
             self.arena.sums[slots[0]][:] = sums
+            if self.sim.flips(self):
+                self.arena.grads[slots[0]][self.sim.rng.randrange(LENGTH)] = np.nan
+            elif self.sim.flips(self):
+                self.arena.sums[slots[0]][0, 0] = self.sim.rng.choice([np.nan, np.inf])
             self.said.append(("done", ticket, items[0]))
         self.slots.discard(slots[0])
         self.told[0] = ("gradient", ticket, step, buffer, items[1:], slots[1:])
@@ -168,10 +178,12 @@ class Player:
         assert self.arena is not None
         item, low, high = pieces[0]
         total = total_of([self.arena.grads[slot][:LENGTH].copy() for slot in slots])
+        if self.sim.flips(self):
+            total[low] = np.nan
         new = update(self.state(source), total, low, high)
         for array, value in zip(self.state(target), new, strict=True):
             array[low:high] = value
-        self.said.append(("done", ticket, item))
+        self.said.append(("done", ticket, item, None, bool(np.isfinite(total[low:high]).all())))
         self.told[0] = ("update", ticket, step, source, target, slots, pieces[1:])
         if not pieces[1:]:
             self.next()
@@ -250,6 +262,9 @@ class Odds:
     agent_dies: float = 0.0
     signal: float = 0.0
     hang: float = 0.0
+    flip: float = 0.0
+    """How likely a piece of work is to end with a NaN where a number should be."""
+
     goes_on: float = 0.02
     """How likely a hung process is to go on, at every turn."""
 
@@ -289,6 +304,15 @@ class Sim:
         self.raised.add((step, item))
         return True
 
+    def flips(self, player: Player) -> bool:
+        """Whether a worker computes wrong. That costs it its life, so it counts as a death."""
+        if not self.may_kill(player) or not self.chance(self.odds.flip):
+            return False
+        self.log.append(f"worker {player.rank} (#{player.id}) computes wrong in {self.training._phase}")
+        self.flipped += 1
+        self.count_kill(player)
+        return True
+
     # -- one attempt --------------------------------------------------------------------------------------
 
     def run(self) -> machine.State:
@@ -297,6 +321,8 @@ class Sim:
         self.log.clear()
         self.now = 1000.0
         self.superseded: list[str] = []
+        self.flipped = 0
+        self.doubted: list[str] = []
         self.training = Training(clock=lambda: self.now)
         self.state = machine.State()
         self.players: list[Player] = []
@@ -372,6 +398,13 @@ class Sim:
         """As the agent's loop does."""
         deadlines = self.training.deadlines
         deadlines.look(self.now)
+        for number, cause in self.training.take_doomed():
+            player = self.players[number - 1]
+            self.doubted.append(cause)
+            self.log.append(f"worker {player.rank} (#{number}): {cause}")
+            player.alive = False
+            if not player.lost:
+                self.lose(player, cause)
         for number, cause in deadlines.overdue(self.now):
             player = self.players[number - 1]
             if player.said:
@@ -652,6 +685,44 @@ def test_whoever_hangs_is_superseded_and_no_bit_changes() -> None:
         seen.update(sim.superseded)
     for phase in ("initialise", "gradient", "update", "evaluate", "loading", "drain"):
         assert seen[phase] > 2, seen
+
+
+def test_a_worker_that_computes_wrong_is_found_out_and_no_bit_changes() -> None:
+    """While others die and hang; with one worker, its own second try tells."""
+    flipped, doubted = 0, Counter[str]()
+    for seed in range(200):
+        sim = played(Sim(seed, f"run-{seed}", Odds(kill=0.01, hang=0.01, flip=0.05)))
+        assert sim.state.status is machine.Status.DONE
+        flipped += sim.flipped
+        doubted.update("update" if "update" in cause else "microbatch" for cause in sim.doubted)
+    assert flipped > 100
+    assert doubted["update"] > 5, doubted
+    assert doubted["microbatch"] > 20, doubted
+
+
+def test_a_microbatch_that_is_not_finite_twice_is_a_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of that step is committed, whoever dies meanwhile."""
+    plain = gradient
+
+    def diverging(params: NDArray[np.float32], step: int, item: int) -> tuple[Any, Any]:
+        grad, sums = plain(params, step, item)
+        if (step, item) == (2, 1):
+            grad[7] = np.inf
+        return grad, sums
+
+    monkeypatch.setitem(globals(), "gradient", diverging)
+    for seed in range(40):
+        sim = Sim(seed, f"run-{seed}", Odds(kill=0.02, hang=0.02))
+        sim.num_workers, sim.microbatches, sim.steps = max(2, sim.num_workers), 4, 5
+        with np.errstate(invalid="ignore"):
+            sim.run()
+            while isinstance(sim.state.error, InfrastructureError | StorageError):
+                sim.run()
+        assert isinstance(sim.state.error, DivergenceError), sim.state
+        assert "step 2, microbatch 1" in str(sim.state.error)
+        assert sim.last is not None
+        assert sim.last[1] == 2
+        assert not sim.doubted
 
 
 def test_work_that_hangs_every_worker_ends_the_run_naming_it(monkeypatch: pytest.MonkeyPatch) -> None:
