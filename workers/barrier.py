@@ -62,6 +62,10 @@ class Barrier:
         """Workers that can be given work."""
         return tuple(worker for worker in self._busy if worker not in self._leaving)
 
+    def __contains__(self, worker: int) -> bool:
+        """Whether a worker is there, be it that it leaves when it has finished what it is doing."""
+        return worker in self._busy
+
     @property
     def complete(self) -> bool:
         """Every item is done, and nobody who was superseded can write any more."""

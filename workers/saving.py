@@ -43,6 +43,11 @@ class Saving:
         self._directory = ""
         self._epoch = 0
         self._given_up = (-1, 0)  # step of the checkpoint last given up, and how often
+        self._tries = 0  # how often that which is being written was given up before
+
+    def given_up(self, step: int) -> bool:
+        """Whether other nodes have given up the checkpoint of this step already, so that it cannot be whole."""
+        return self._given_up[0] == step
 
     def obstacle(self, writer: Peer | None) -> str | None:
         """Why no checkpoint can begin now; None if one can."""
@@ -68,8 +73,8 @@ class Saving:
         self._pin = _Pin(arena, buffer, writer.id)
         self.step, self._since, self._metrics = step, time.monotonic(), metrics
         # Each try has a name of its own, which all nodes know without asking.
-        tries = self._given_up[1] if self._given_up[0] == step else 0
-        name = f"{plan.nonce} {plan.epoch} {step} {tries}".encode()
+        self._tries = self._given_up[1] if self._given_up[0] == step else 0
+        name = f"{plan.nonce} {plan.epoch} {step} {self._tries}".encode()
         self._directory = directory_name(step, plan.attempt, blake3(name).hexdigest(8))
         self._epoch = plan.epoch
         writer.send("write", buffer, step, plan.url, self._directory, plan.compression, plan.in_flight, share)
@@ -86,13 +91,16 @@ class Saving:
     def failed(self, error: Exception) -> CheckpointFailed | None:
         """The writer could not store it; the buffer is free."""
         self._unpin()
-        return None if self.step is None else CheckpointFailed(self.step, error, self._epoch)
+        return None if self.step is None else self._failure(self.step, error)
 
-    def lost(self, error: Exception) -> CheckpointFailed | None:
-        """The writer is dying; if it was reading, the pin stays until it is known to be gone."""
-        if self._pin is None or self.step is None:
+    def lost(self, writer: int, error: Exception) -> CheckpointFailed | None:
+        """A writer is dying; if it was reading, the pin stays until it is known to be gone."""
+        if self._pin is None or self._pin.writer != writer or self.step is None:
             return None
-        return CheckpointFailed(self.step, error, self._epoch)
+        return self._failure(self.step, error)
+
+    def _failure(self, step: int, error: Exception) -> CheckpointFailed:
+        return CheckpointFailed(step, error, self._epoch, self._tries)
 
     def abandon(self) -> None:
         """A new epoch begins: what is under way will not count."""
