@@ -333,8 +333,12 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
         return state, []
     if getattr(event, "epoch", state.epoch) != state.epoch:
         return state, []
+    if node not in state.greeted and isinstance(event, m.Ready | m.Lost):
+        return state, []  # its agent has not answered us yet; what it answers holds this, too
     match event:
-        case m.Greeted(processes, told):
+        case m.Greeted(processes, greeted_by, told):
+            if greeted_by != attempt:
+                return state, []
             state = replace(state, older_epoch=max(told, state.older_epoch))
             return _greeted(state, node, processes, attempt)
         case m.Described(description):
@@ -665,6 +669,7 @@ def _bring(state: State, chosen: BaseChosen) -> Turn:
         return _lead(state, node, [m.Initialise()])
     assert chosen.base is not None
     step = chosen.base.step
+    state = replace(state, stored_step=step)
     fields = {"step": step, "from": chosen.directory}
     note = Note("resume", f"going on from the checkpoint of step {step}", fields)
     begun, _ = _lead(state, node, [])
@@ -707,7 +712,7 @@ def _follow(state: State, node: int, step: int, attempt: int) -> m.Command:
     if mine is not None and lead.found is not None and lead.found.step == step:
         if (mine.attempt, mine.step) == (lead.found.attempt, step):
             return m.Adopt()
-        if state.plan is not None and lead.found.attempt == attempt and _ours(state, node) == step - 1:
+        if state.plan is not None and lead.found.attempt == attempt and 0 <= _ours(state, node) == step - 1:
             return m.Replay(lead.address, lead.found.epoch, mine.step)
     adopted = state.plan is not None or (state.base is not None and state.base.in_memory)
     made_by = lead.found.attempt if adopted and lead.found is not None else attempt

@@ -168,9 +168,10 @@ Command: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Greeted:
-    """An agent serves; these processes are connected to it, and it has been told of epochs up to `told`."""
+    """The answer to `Greet`: these processes are there, and there were epochs up to `told` before."""
 
     processes: tuple[Process, ...]
+    attempt: int = 0
     told: int = 0
 
 

@@ -42,12 +42,12 @@ class Saving:
         self._metrics: dict[str, float] = {}
         self._directory = ""
         self._epoch = 0
-        self._given_up = (-1, 0)  # step of the checkpoint last given up, and how often
+        self._given_up: dict[int, int] = {}  # steps of checkpoints of this epoch, and how often
         self._tries = 0  # how often that which is being written was given up before
 
     def given_up(self, step: int) -> bool:
         """Whether other nodes have given up the checkpoint of this step already, so that it cannot be whole."""
-        return self._given_up[0] == step
+        return step in self._given_up
 
     def obstacle(self, writer: Peer | None) -> str | None:
         """Why no checkpoint can begin now; None if one can."""
@@ -73,7 +73,7 @@ class Saving:
         self._pin = _Pin(arena, buffer, writer.id)
         self.step, self._since, self._metrics = step, time.monotonic(), metrics
         # Each try has a name of its own, which all nodes know without asking.
-        self._tries = self._given_up[1] if self._given_up[0] == step else 0
+        self._tries = self._given_up.get(step, 0)
         name = f"{plan.nonce} {plan.epoch} {step} {self._tries}".encode()
         self._directory = directory_name(step, plan.attempt, blake3(name).hexdigest(8))
         self._epoch = plan.epoch
@@ -104,7 +104,7 @@ class Saving:
 
     def abandon(self) -> None:
         """A new epoch begins: what is under way will not count."""
-        self.step, self._given_up = None, (-1, 0)
+        self.step, self._given_up = None, {}
 
     def gone(self, writer: int) -> None:
         """The process is known to have ended."""
@@ -118,7 +118,7 @@ class Saving:
         if committed:
             self.stored_step = step
         else:
-            self._given_up = (step, tries)
+            self._given_up[step] = tries
 
     def _unpin(self) -> None:
         assert self._pin is not None

@@ -193,8 +193,8 @@ class Training:
         """Do what the coordinator asks; failures become events."""
         try:
             match command:
-                case Greet(_, node):
-                    self._greet(node)
+                case Greet(attempt, node):
+                    self._greet(attempt, node)
                 case Prepare():
                     self._resting = command
                 case Initialise():
@@ -223,7 +223,7 @@ class Training:
             self._fail(error)
         self._advance()
 
-    def _greet(self, node: int) -> None:
+    def _greet(self, attempt: int, node: int) -> None:
         """Tell a coordinator that has found this agent what it has to know."""
         self._node = node
         processes = [
@@ -233,7 +233,7 @@ class Training:
         epochs = [each.epoch for each in (self._prepare, self._resting) if each is not None]
         if self._description is not None:
             self._events.append(Described(self._description))
-        self._events.append(Greeted(tuple(processes), max(epochs, default=0)))
+        self._events.append(Greeted(tuple(processes), attempt, max(epochs, default=0)))
         if self._failure is not None:
             self._events.append(Failed(self._failure))  # perhaps nobody has heard of it
 
@@ -320,7 +320,7 @@ class Training:
     def _train(self, plan: Plan, stop: Stop | None) -> None:
         self._close_reduction()
         self._plan, self._stop = plan, stop
-        self._saving.stored_step = max(self._saving.stored_step, plan.stored_step)
+        self._saving.stored_step = plan.stored_step  # all nodes have to agree on what is stored
         self._links.begin(plan.attempt, plan.epoch)
         if plan.members:
             self._open_reduction(plan)

@@ -93,8 +93,8 @@ class Player:
         assert self.arena is not None
         try:
             self.parts = Parts(path, count, LENGTH, 1)
-        except FileNotFoundError:
-            self.parts = None  # of an epoch that is over: no work of it comes
+        except (FileNotFoundError, ValueError):
+            self.parts = None  # of an epoch that is over, as in `Worker.share`
         self.next()
 
     def state(self, buffer: int) -> State:
@@ -194,9 +194,7 @@ class Player:
         if self.half is None:
             self.half = [array[: len(array) // 2].copy() for array in state]
             return
-        pieces = [
-            np.concatenate([a, b[len(a) :]]) for a, b in zip(self.half, state, strict=True)
-        ]
+        pieces = [np.concatenate([a, b[len(a) :]]) for a, b in zip(self.half, state, strict=True)]
         self.half = None
         self.next()
         if self.world.chance(self.world.odds.writing_fails):
@@ -277,4 +275,3 @@ class Player:
             assert (step, buffer) == (commit.step, commit.buffer)
             assert self.reading is None
             self.reading = buffer
-

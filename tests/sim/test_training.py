@@ -89,4 +89,4 @@ KINDS = {
 @seeds(60)
 def test_every_run_ends_in_the_bits_of_the_undisturbed_one(kind: str, chosen: range) -> None:
     for seed in chosen:
-        played(World(seed, f"run-{seed}", KINDS[kind]))
+        played(World(seed, f"{kind}-{seed}", KINDS[kind]))

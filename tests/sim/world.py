@@ -84,6 +84,7 @@ class Agent:
     loop: AgentLoop
     players: list[Player] = field(default_factory=list)
     alive: bool = True
+    let_go: bool = False  # told to end
     last: Commit | None = None
     kills: Counter[int] = field(default_factory=Counter)
 
@@ -296,7 +297,11 @@ class Coordinator:
                     self.returning.append(node)
             case e.Identify():
                 prepare = m.Prepare(
-                    place_id=world.place, seed=0, batch_size=BATCH, microbatches=world.microbatches, shuffle=True
+                    place_id=world.place,
+                    seed=0,
+                    batch_size=BATCH,
+                    microbatches=world.microbatches,
+                    shuffle=True,
                 )
                 self.answers.append(lambda: e.Identified(prepare))
             case e.ChooseBase(epoch, found_in_memory, bad, _):
@@ -468,7 +473,9 @@ class World:
         """The attempt failed for want of infrastructure: another one begins with what memory has kept."""
         error = self.coordinator.state.error
         assert isinstance(error, InfrastructureError | StorageError), repr(error)
-        if isinstance(error, InfrastructureError) and ("no node is left" in str(error) or "is gone" in str(error)):
+        if isinstance(error, InfrastructureError) and (
+            "no node is left" in str(error) or "is gone" in str(error)
+        ):
             holders = self.holders()
             assert not holders, f"given up ({error}) although {holders} hold step {self.visible}"
         self.note(f"attempt {self.attempt} failed: {error!r}")
@@ -515,7 +522,9 @@ class World:
         if len(self.up) < self.num_nodes:
             self.up = {*self.room}
             coordinator.handle(e.Available(coordinator.places()))
-        elif coordinator.state.phase is Phase.JOINING and not coordinator.state.waited and coordinator.patient:
+        elif (
+            coordinator.state.phase is Phase.JOINING and not coordinator.state.waited and coordinator.patient
+        ):
             coordinator.handle(e.Waited())
         elif coordinator.state.down:
             coordinator.handle(e.Returned(min(coordinator.state.down)))
@@ -525,7 +534,8 @@ class World:
             self.lose_machine(min(coordinator.state.draining))
         else:
             states = [(a.node, a.training._phase, a.committed()) for a in self.agents]
-            raise AssertionError(f"it hangs: {states}, {coordinator.state}")
+            transfers = [(t.key, t.exchange.host, t.peer) for t in self.network.transfers]
+            raise AssertionError(f"it hangs: {states}, {transfers}, {coordinator.state}")
 
     # -- disturbances -------------------------------------------------------------------------------------
 
@@ -651,7 +661,7 @@ class World:
 
     def steps_held(self) -> dict[int, int]:
         """Node -> step of this run's line that a living agent's memory holds."""
-        commits = {agent.node: agent.committed() for agent in self.agents}
+        commits = {agent.node: agent.committed() for agent in self.agents if not agent.let_go}
         return {n: c.step for n, c in commits.items() if c is not None and self.stands(c.attempt, c.step)}
 
     def holders(self) -> list[int]:
@@ -668,7 +678,9 @@ class World:
     def on_command(self, coordinator: Coordinator, node: int, command: m.Command) -> None:
         if coordinator is not self.coordinator:
             return
-        if isinstance(command, m.Train) and command.plan.epoch != coordinator.told_epoch:
+        if isinstance(command, m.Close):
+            coordinator.connected[node].let_go = True
+        elif isinstance(command, m.Train) and command.plan.epoch != coordinator.told_epoch:
             coordinator.told_epoch = command.plan.epoch
             step = coordinator.state.step
             assert step >= self.visible, f"goes on from step {step}, but step {self.visible} was visible (B)"
@@ -686,7 +698,8 @@ class World:
                 continue
             agent.last = commit
             self.note(f"node {agent.node} committed {commit}")
-            if last is not None and (commit.attempt, commit.epoch) == (last.attempt, last.epoch):
+            own = commit.attempt == agent.loop._attempt  # else it is a copy, made before this attempt
+            if own and last is not None and (commit.attempt, commit.epoch) == (last.attempt, last.epoch):
                 assert (commit.sequence, commit.step) == (last.sequence + 1, last.step + 1)
             arena = agent.training._arena
             params, slot = (arena.buffers[commit.buffer][name][:LENGTH] for name in ("params", "slots/m"))
@@ -723,5 +736,3 @@ class World:
 def told(world: World, error: BaseException) -> None:
     """Add to an error what is needed to reproduce and understand it."""
     error.add_note("\n".join([f"seed {world.seed}, attempt {world.attempt}:", *world.log]))
-
-
