@@ -115,11 +115,13 @@ class State:
     waited: bool = False
     # The round
     epoch: int = 0
+    older_epoch: int = 0  # the highest that an agent was told of by an earlier coordinator
     members: tuple[int, ...] = ()
     shares: tuple[int, ...] = ()  # ready workers of each member when it was sent off
     awaited: frozenset[int] = frozenset()
     found: Mapping[int, m.Prepared] = field(default_factory=dict)
     lead: int | None = None  # the member that the others copy from
+    holders: frozenset[int] = frozenset()  # nodes found at work, later those that were sent off together
     base: BaseChosen | None = None
     bad: tuple[str, ...] = ()
     recording: bool = False  # the base record is being written
@@ -174,7 +176,7 @@ def transition(state: State, event: Event, attempt: int) -> Turn:
         case Committed(step, digest):
             text = f"checkpoint of step {step} committed"
             note = Note("checkpoint", text, {"step": step, "state_digest": digest})
-            settled = replace(state, state_digest=digest, stored_step=step, written={})
+            settled = replace(state, state_digest=digest, stored_step=step, written=_but(state.written, step))
             return settled, [note, *_tell(state.members, m.Settled(step, committed=True))]
         case CommitFailed(step, error):
             return _checkpoint_failed(state, step, error)
@@ -259,7 +261,13 @@ def _place(state: State, attempt: int) -> Turn:
         for node, place in state.places.items()
         if node not in state.down and node not in state.draining
     }
-    room = choose(state.most, room, state.over, state.workers.values())
+    found = {  # at work, with the state perhaps
+        node
+        for node, place in state.places.items()
+        if place.alive is not None and ("agent", node) not in state.generations
+    }
+    holders = state.holders | found
+    room = choose(state.most, room, state.over, {*state.workers.values(), *holders})
     ranks = assign(state.most, room, state.workers)
     wanted = {*ranks.values()}
     actions: list[Action] = _room_notes(state, len(ranks))
@@ -267,7 +275,7 @@ def _place(state: State, attempt: int) -> Turn:
         if ranks.get(rank) != node and node in wanted:
             actions.append(Tell(node, m.Dismiss(rank)))
     generations, ready = dict(state.generations), state.ready
-    fresh = sorted(wanted - state.nodes)
+    fresh = sorted((wanted | found) - state.nodes)
     for node in fresh:
         agent, writer = ("agent", node), ("writer", node)
         alive = state.places[node].alive
@@ -285,7 +293,9 @@ def _place(state: State, attempt: int) -> Turn:
         worker = ("worker", rank)
         generations[worker] = generations.get(worker, -1) + 1
         ready -= {worker}
-        if not (node in fresh and generations["agent", node] == state.places[node].alive):  # else see Greeted
+        if (
+            node in state.greeted or generations["agent", node] != state.places[node].alive
+        ):  # else see Greeted
             actions.append(StartProcess(node, *worker, generations[worker]))
     placed = replace(
         state,
@@ -295,6 +305,7 @@ def _place(state: State, attempt: int) -> Turn:
         greeted=state.greeted - {*fresh},
         described=state.described - {*fresh},
         ready=ready,
+        holders=holders,
         lacking=state.most - len(ranks),
     )
     return _then(actions, _settle(placed, attempt))
@@ -331,8 +342,13 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
         return state, []
     if getattr(event, "epoch", state.epoch) != state.epoch:
         return state, []
+    if node not in state.greeted and isinstance(event, m.Ready | m.Lost):
+        return state, []  # its agent has not answered us yet; what it answers holds this, too
     match event:
-        case m.Greeted(processes):
+        case m.Greeted(processes, greeted_by, told):
+            if greeted_by != attempt:
+                return state, []
+            state = replace(state, older_epoch=max(told, state.older_epoch))
             return _greeted(state, node, processes, attempt)
         case m.Described(description):
             return _described(state, node, description, attempt)
@@ -375,7 +391,9 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
             return _skipped(state, step, reason)
         case m.CheckpointWritten():
             return _written(state, node, event)
-        case m.CheckpointFailed(step, error):
+        case m.CheckpointFailed(step, error, _, tries):
+            if step == state.failed_step and tries < state.failures:
+                return state, []  # another node has failed at the same try before
             return _checkpoint_failed(state, step, error)
         case m.Evaluated(step, metrics):
             text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -448,6 +466,8 @@ def _ready(state: State, node: int, role: str, rank: int, pid: int, generation: 
     key = (role, rank)
     if state.generations.get(key) != generation:
         return state, []
+    if role == "worker" and state.workers.get(rank) != node:
+        return state, _tell([node], m.Dismiss(rank))  # it was not ready yet when it was told to leave
     fields = {"role": role, "rank": rank, "pid": pid, "node": node}
     note = Note("ready", f"{role} {rank} is ready (process {pid})", fields)
     state = replace(state, ready=state.ready | {key}, start_deaths={**state.start_deaths, role: 0})
@@ -515,6 +535,7 @@ def _without(state: State, node: int) -> State:
         described=state.described - {node},
         workers={rank: other for rank, other in state.workers.items() if other != node},
         ready=state.ready - gone,
+        holders=state.holders - {node},
     )
 
 
@@ -551,12 +572,13 @@ def _settle(state: State, attempt: int) -> Turn:
     joinable = _joinable(state)
     if state.phase is Phase.JOINING:
         expected = {*state.workers.values()}
-        there = sum(_shares(state, joinable)) >= state.least and (expected <= {*joinable} or state.waited)
+        everyone = expected <= {*joinable} and state.holders <= state.greeted
+        there = sum(_shares(state, joinable)) >= state.least and (everyone or state.waited)
         return _round(state, attempt) if joinable and there else (state, [])
     if state.phase in (Phase.PREPARING, Phase.STARTING):
         lost = [node for node in state.members if node not in state.nodes]
         return _round(state, attempt) if lost else (state, [])  # who comes meanwhile joins afterwards
-    keep = _keepers(state, joinable)
+    keep = _keepers(state)
     join = [] if state.asked is not None else [node for node in joinable if node not in state.members]
     everyone = all(("worker", rank) in state.ready for rank in state.workers)
     uneven = len(state.members) > 1 and everyone and _shares(state, state.members) != state.shares
@@ -565,12 +587,17 @@ def _settle(state: State, attempt: int) -> Turn:
     return _round(state, attempt)
 
 
-def _keepers(state: State, joinable: tuple[int, ...]) -> tuple[int, ...]:
-    """Members that stay: those with workers on them, or all as long as nobody else holds the state."""
+def _keepers(state: State) -> tuple[int, ...]:
+    """Members that stay: those with workers on them, or all as long as none of these holds the state.
+
+    Before the first round the nodes that were found at work are kept, as any of them may be the one ahead.
+    """
+    if state.plan is None:
+        return tuple(sorted({*state.members, *state.holders} & state.nodes & state.described))
     alive = tuple(node for node in state.members if node in state.nodes)
     wanted = {*state.workers.values()}
     stay = tuple(node for node in alive if node in wanted)
-    return stay or alive
+    return stay if state.holders.intersection(stay) else alive
 
 
 def _round(state: State, attempt: int) -> Turn:
@@ -578,14 +605,15 @@ def _round(state: State, attempt: int) -> Turn:
     prepare = state.prepare
     assert prepare is not None
     joinable = _joinable(state)
-    members = tuple(sorted({*_keepers(state, joinable), *joinable}))
+    members = tuple(sorted({*_keepers(state), *joinable}))
     actions: list[Action] = []
     for node in sorted(state.nodes - {*members} - {*state.workers.values()}):
         actions.append(Tell(node, m.Close(remove=True)))
         state = _without(state, node)
     if not members:
         return _failed(state, InfrastructureError("no node is left that holds the state")), actions
-    epoch = state.epoch + 1
+    # Agents that an earlier coordinator has left report of its epochs, too: none of ours has their numbers.
+    epoch = 1 + max(state.epoch, state.older_epoch)
     for node in members:
         own = replace(
             prepare,
@@ -683,6 +711,7 @@ def _bring(state: State, chosen: BaseChosen) -> Turn:
         return _lead(state, node, [m.Initialise()])
     assert chosen.base is not None
     step = chosen.base.step
+    state = replace(state, stored_step=step)
     fields = {"step": step, "from": chosen.directory}
     note = Note("resume", f"going on from the checkpoint of step {step}", fields)
     begun, _ = _lead(state, node, [])
@@ -725,9 +754,11 @@ def _follow(state: State, node: int, step: int, attempt: int) -> m.Command:
     if mine is not None and lead.found is not None and lead.found.step == step:
         if (mine.attempt, mine.step) == (lead.found.attempt, step):
             return m.Adopt()
-        if state.plan is not None and lead.found.attempt == attempt and _ours(state, node) == step - 1:
+        if state.plan is not None and lead.found.attempt == attempt and 0 <= _ours(state, node) == step - 1:
             return m.Replay(lead.address, lead.found.epoch, mine.step)
-    return m.Copy(lead.address, step)
+    adopted = state.plan is not None or (state.base is not None and state.base.in_memory)
+    made_by = lead.found.attempt if adopted and lead.found is not None else attempt
+    return m.Copy(lead.address, step, made_by)
 
 
 def _fall_back(state: State, directory: str, error: Exception, attempt: int) -> Turn:
@@ -766,7 +797,7 @@ def _train(state: State, attempt: int) -> Turn:
     )
     phase = Phase.TRAINING if state.asked is None else Phase.STOPPING
     actions = _tell(state.members, m.Train(plan, state.asked))
-    state = replace(state, phase=phase, shares=shares)
+    state = replace(state, phase=phase, shares=shares, holders=frozenset(state.members))
     if state.epoch > 1 or len(members) > 1:
         cut = ", ".join(f"node {member.node} {member.high - member.low}" for member in members)
         who = f"{len(members)} nodes train together" if len(members) > 1 else "one node trains alone"
@@ -781,6 +812,8 @@ def _train(state: State, attempt: int) -> Turn:
 
 def _written(state: State, node: int, event: m.CheckpointWritten) -> Turn:
     """A member has stored its share; with the last one the checkpoint is whole."""
+    if event.step == state.stored_step:
+        return state, []  # it stands already, committed in an older epoch
     written = {**state.written, node: event}
     state = replace(state, written=written, checkpoint_s=max(each.seconds for each in written.values()))
     of_this = [n for n in state.members if n in written and written[n].directory == event.directory]
@@ -794,7 +827,13 @@ def _skipped(state: State, step: int, reason: str) -> Turn:
     note = Note("checkpoint-skipped", f"checkpoint of step {step} skipped: {reason}", {"step": step})
     if len(state.members) == 1:
         return state, [note]
-    return replace(state, written={}), [note, *_tell(state.members, m.Settled(step, committed=False))]
+    left = replace(state, written=_but(state.written, step))
+    return left, [note, *_tell(state.members, m.Settled(step, committed=False))]
+
+
+def _but(written: Mapping[int, m.CheckpointWritten], step: int) -> dict[int, m.CheckpointWritten]:
+    """What was written, except for the checkpoint of one step."""
+    return {node: each for node, each in written.items() if each.step != step}
 
 
 def _checkpoint_failed(state: State, step: int, error: Exception) -> Turn:
@@ -804,7 +843,7 @@ def _checkpoint_failed(state: State, step: int, error: Exception) -> Turn:
     final = isinstance(error, HoldfastError) and error.exit_code in (2, 4)  # no permission, superseded
     if final or failures >= MAX_FINAL_FAILURES:
         return _failed(state, error), [note]
-    state = replace(state, failures=failures, failed_step=step, written={})
+    state = replace(state, failures=failures, failed_step=step, written=_but(state.written, step))
     return state, [note, *_tell(state.members, m.Settled(step, committed=False, tries=failures))]
 
 

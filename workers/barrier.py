@@ -69,6 +69,10 @@ class Barrier:
         """Workers that can be given work."""
         return tuple(worker for worker in self._busy if worker not in self._leaving)
 
+    def __contains__(self, worker: int) -> bool:
+        """Whether a worker is there, be it that it leaves when it has finished what it is doing."""
+        return worker in self._busy
+
     @property
     def complete(self) -> bool:
         """Every item is done, and nobody who was superseded can write any more."""
@@ -99,10 +103,6 @@ class Barrier:
         assert not self._busy[worker]
         del self._busy[worker]
         self._leaving.discard(worker)
-
-    def knows(self, worker: int) -> bool:
-        """Whether a worker is a member, or is leaving when it has done what it is at."""
-        return worker in self._busy
 
     def begin(self, items: Sequence[int], *, use_slots: bool) -> list[Assignment]:
         """Start a phase. The slots of the phase before last are free again if this one uses slots."""

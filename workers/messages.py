@@ -105,10 +105,12 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Copy the state that another node holds, and commit it as its step."""
+    """Copy the state that another node holds, and commit it as what it is there."""
 
     address: str
     step: int
+    attempt: int
+    """The attempt that made the state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +171,11 @@ Command: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Greeted:
-    """An agent serves; these processes are connected to it."""
+    """The answer to `Greet`: these processes are there, and there were epochs up to `told` before."""
 
     processes: tuple[Process, ...]
+    attempt: int = 0
+    told: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,11 +290,12 @@ class CheckpointWritten:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFailed:
-    """A checkpoint could not be written."""
+    """A checkpoint could not be written; it had been given up `tries` times before."""
 
     step: int
     error: Exception
     epoch: int = 0
+    tries: int = 0
 
 
 @dataclass(frozen=True, slots=True)

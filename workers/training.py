@@ -130,6 +130,11 @@ def _too_deadly(name: str, deaths: int, cause: str) -> UserCodeError:
     )
 
 
+def _death(writer: Peer, cause: str = "") -> InfrastructureError:
+    how = f"was killed: {cause}" if cause else "died"
+    return InfrastructureError(f"the writer (process {writer.process.pid}) {how}")
+
+
 class Training:
     """One node's run: its arena, its barrier, and where it stands."""
 
@@ -161,7 +166,7 @@ class Training:
         self._step = 0
         self._buffer = 0
         self._target = 0
-        self._copied_step = 0
+        self._copying: Copy | None = None
         self._replaying = False
         self._stalled = False  # something could not be fetched: only a new epoch helps
         self._pieces: list[tuple[int, list[int], int, int, int]] = []
@@ -175,7 +180,9 @@ class Training:
         self._validation: Validation | None = None
         self._saving = Saving()
         self._restoring = ""
+        self._restorer = 0  # id of the writer that reads it
         self._stop: Stop | None = None
+        self._failure: Exception | None = None
         self._trace: list[tuple[int, int, int]] | None = [] if os.environ.get("HOLDFAST_TRACE") else None
         self._dispatched_ns = 0
 
@@ -218,8 +225,8 @@ class Training:
         """Do what the coordinator asks; failures become events."""
         try:
             match command:
-                case Greet(_, node):
-                    self._greet(node)
+                case Greet(attempt, node):
+                    self._greet(attempt, node)
                 case Prepare():
                     self._resting = command
                 case Initialise():
@@ -228,8 +235,8 @@ class Training:
                     self._restore(directory)
                 case Adopt():
                     self._adopt()
-                case Copy(address, step):
-                    self._copy(address, step)
+                case Copy():
+                    self._copy(command)
                 case Replay(address, epoch, step):
                     self._replay(address, epoch, step)
                 case Train(plan, stop):
@@ -248,16 +255,19 @@ class Training:
             self._fail(error)
         self._advance()
 
-    def _greet(self, node: int) -> None:
+    def _greet(self, attempt: int, node: int) -> None:
         """Tell a coordinator that has found this agent what it has to know."""
         self._node = node
         processes = [
             Process(p.role, p.rank, p.generation, p.process.pid, p.id in self._workers or p is self._writer)
             for p in self._joined.values()
         ]
-        self._events.append(Greeted(tuple(processes)))
+        epochs = [each.epoch for each in (self._prepare, self._resting) if each is not None]
         if self._description is not None:
             self._events.append(Described(self._description))
+        self._events.append(Greeted(tuple(processes), attempt, max(epochs, default=0)))
+        if self._failure is not None:
+            self._events.append(Failed(self._failure))  # perhaps nobody has heard of it
 
     def _rest(self) -> None:
         """Nobody is at work: the epoch begins, and the coordinator is told which step the memory holds."""
@@ -268,6 +278,7 @@ class Training:
             self._open(command)
         arena = self._ready_arena()
         if command.attempt != self._attempt:
+            self._close_reduction()  # its epochs are those of another attempt
             self._attempt = command.attempt
         self._prepare = command
         self.deadlines.configure(command.worker_timeout_s, command.checkpoint_timeout_s)
@@ -307,7 +318,7 @@ class Training:
             return
         self._target = self._ready_arena().spare_buffer(self._buffer)
         self._phase = Phase.RESTORE
-        self._restoring = directory
+        self._restoring, self._restorer = directory, self._writer.id
         self._writer.send("restore", self._target, prepare.url, directory)
         self.deadlines.stores(self._writer.id, self._state_nbytes(), self._clock())
 
@@ -316,26 +327,28 @@ class Training:
         self._metrics = self._survivor.metrics
         self._started(self._survivor.found.step, self._survivor.buffer, stored=False)
 
-    def _copy(self, address: str, step: int) -> None:
+    def _copy(self, command: Copy) -> None:
         """Fetch the state of another node into a buffer."""
         prepare, arena = self._ready_prepare(), self._ready_arena()
         self._target = arena.spare_buffer(self._buffer)
         self._phase = Phase.COPY
-        self._copied_step = step
-        self._links.fetch_state(address, (prepare.attempt, prepare.epoch, step), arena, self._target)
+        self._copying = command
+        stamp = (prepare.attempt, prepare.epoch, command.step)
+        self._links.fetch_state(command.address, stamp, arena, self._target)
 
     def _copied(self) -> None:
-        arena = self._ready_arena()
+        arena, copied = self._ready_arena(), self._copying
+        assert copied is not None
         aux = arena.aux(self._target)
         self._metrics = aux["metrics"]
-        arena.commit(self._attempt, self._ready_prepare().epoch, self._copied_step, self._target, aux)
-        self._started(self._copied_step, self._target, stored=False)
+        arena.commit(copied.attempt, self._ready_prepare().epoch, copied.step, self._target, aux)
+        self._started(copied.step, self._target, stored=False)
 
     def _replay(self, address: str, epoch: int, step: int) -> None:
         """Make the step that another node is ahead by, with sums that it has kept; else copy its state."""
         reduction = self._reduction
         if step != self._step or reduction is None or not reduction.replay(address, epoch, step):
-            self._copy(address, step + 1)
+            self._copy(Copy(address, step + 1, self._attempt))
             return
         self._replaying = True
         self._phase = Phase.EXCHANGE
@@ -343,7 +356,7 @@ class Training:
     def _train(self, plan: Plan, stop: Stop | None) -> None:
         self._close_reduction()
         self._plan, self._stop = plan, stop
-        self._saving.stored_step = max(self._saving.stored_step, plan.stored_step)
+        self._saving.stored_step = plan.stored_step  # all nodes have to agree on what is stored
         self._links.begin(plan.attempt, plan.epoch)
         if plan.members:
             self._open_reduction(plan)
@@ -375,12 +388,17 @@ class Training:
 
     def _dismiss(self, rank: int) -> None:
         """A worker that is not needed any more leaves when it has finished what it is doing."""
-        for peer in self._workers.values():
-            if peer.rank == rank and self._barrier.dismiss(peer.id):
-                self._barrier.leave(peer.id)
-                del self._workers[peer.id]
-                peer.send("exit")
+        for peer in [*self._workers.values()]:
+            if peer.rank == rank:
+                self._let_go(peer)
+
+    def _let_go(self, peer: Peer) -> None:
+        if peer.id in self._barrier:
+            if not self._barrier.dismiss(peer.id):
                 return
+            self._barrier.leave(peer.id)
+        del self._workers[peer.id]
+        peer.send("exit")
 
     def _started(self, step: int, buffer: int, *, stored: bool) -> None:
         self._step, self._buffer = step, buffer
@@ -483,16 +501,11 @@ class Training:
         self._events.append(
             Lost(peer.role, peer.rank, pid, ready, self._step, phase.value, peer.generation, cause)
         )
-        if peer is self._writer:
-            self._writer = None
-            error = InfrastructureError(
-                f"the writer (process {pid}) {'was killed: ' + cause if cause else 'died'}"
-            )
-            if phase is Phase.RESTORE:
-                self._restore_failed(error)
-            else:
-                self._report(self._saving.lost(error))
-        elif self._workers.pop(peer.id, None) is not None and self._barrier.knows(peer.id):
+        if peer.role == "writer":
+            if peer is self._writer:  # its successor may be there already
+                self._writer = None
+            self._report(self._saving.lost(peer.id, _death(peer, cause)))
+        elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier:
             item, deaths, assignments = self._barrier.lost(peer.id)
             if item is not None and deaths >= MAX_DEATHS:
                 self._fail(_too_deadly(self._name(item), deaths, cause))
@@ -504,6 +517,8 @@ class Training:
             return
         self._arena.dismiss(peer.process)
         self._saving.gone(peer.id)
+        if self._phase is Phase.RESTORE and peer.id == self._restorer:
+            self._restore_failed(_death(peer))
         self._resume_drain()
         self._send(self._barrier.gone(peer.id))
         self._advance()
@@ -552,8 +567,12 @@ class Training:
                 self._ready_validation().collect(item, sums)
             if self._reduction is None:  # of several nodes, none can tell alone whose part it is
                 self._suspicion.heard(item, finite=finite)
+        self._let_leave(peer)
+
+    def _let_leave(self, peer: Peer) -> None:
+        """A worker that was dismissed and has nothing left to do goes."""
         if peer.id in self._workers and peer.id not in self._barrier.members:
-            self._dismiss(peer.rank)
+            self._let_go(peer)
 
     def _raised(self, peer: Peer, ticket: int, item: int, error: HoldfastError) -> None:
         if ticket != self._ticket:
@@ -568,6 +587,7 @@ class Training:
         else:
             self._events.append(Retried(name, str(error).rpartition("\n")[2]))
             self._send(assignments)
+            self._let_leave(peer)
 
     def _name(self, item: int) -> str:
         """A piece of work, as users are told of it."""
@@ -582,6 +602,7 @@ class Training:
                 return f"phase {self._phase.value}"
 
     def _fail(self, error: Exception) -> None:
+        self._failure = error
         self._events.append(Failed(error))
         self._phase = Phase.ENDED
 
@@ -815,7 +836,10 @@ class Training:
             self._drain(done=done)
             return
         every = plan.checkpoint_every
-        if every is not None and self._step % every == 0 and self._step not in (0, self._saving.stored_step):
+        due = (
+            every is not None and self._step % every == 0 and self._step not in (0, self._saving.stored_step)
+        )
+        if due and not self._saving.given_up(self._step):
             self._checkpoint()
         self._begin_gradient()
 

@@ -124,7 +124,11 @@ class Worker:
 
     def share(self, path: str, count: int) -> None:
         """Map the memory in which gradients of several nodes come together."""
-        self._parts = Parts(path, count, self._arena.spec.params.length, self._arena.spec.num_metrics)
+        spec = self._arena.spec
+        try:
+            self._parts = Parts(path, count, spec.params.length, spec.num_metrics)
+        except (FileNotFoundError, ValueError):  # of an epoch that is over: it is gone, or made anew
+            self._parts = None
 
     def initialise(self, ticket: int, buffer: int, items: tuple[int, ...]) -> None:
         """Fill a buffer with the initial state."""

@@ -327,6 +327,6 @@ def test_a_worker_that_was_dismissed_at_work_and_dies_leaves_its_work_to_others(
     first, second = barrier.begin(range(2), use_slots=True)
     assert not barrier.dismiss(first.worker)
     assert first.worker not in barrier.members
-    assert barrier.knows(first.worker)
+    assert first.worker in barrier
     _, _, (again,) = barrier.lost(first.worker)
     assert (again.worker, again.items) == (second.worker, first.items)
