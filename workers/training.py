@@ -362,6 +362,7 @@ class Training:
                 return
             self._barrier.leave(peer.id)
         del self._workers[peer.id]
+        self._joined.pop(peer.id, None)
         peer.send("exit")
 
     def _started(self, step: int, buffer: int, *, stored: bool) -> None:
@@ -420,6 +421,9 @@ class Training:
 
     def _ready(self, peer: Peer, description: dict[str, Any] | None) -> None:
         if peer.role == "writer":
+            if self._writer is not None:  # started by a coordinator that did not know of it
+                self._joined.pop(self._writer.id, None)
+                self._writer.send("exit")
             self._writer = peer
         else:
             assert description is not None
@@ -429,6 +433,7 @@ class Training:
             elif (error := mismatch(self._description, description, f"worker {peer.rank}")) is not None:
                 self._fail(error)
                 return
+            self._dismiss(peer.rank)
             self._workers[peer.id] = peer
         self._events.append(Ready(peer.role, peer.rank, peer.process.pid, peer.generation))
         if self._arena is not None:
@@ -451,11 +456,13 @@ class Training:
 
     def lose(self, peer: Peer) -> None:
         """A peer is dead, or is being killed: others do its work."""
-        self._joined.pop(peer.id, None)
+        known = self._joined.pop(peer.id, None) is not None  # else it has left as it was told to
         ready = peer.id in self._workers or peer is self._writer
         phase = self._phase
         pid = peer.process.pid
-        self._events.append(Lost(peer.role, peer.rank, pid, ready, self._step, phase.value, peer.generation))
+        if known:
+            lost = Lost(peer.role, peer.rank, pid, ready, self._step, phase.value, peer.generation)
+            self._events.append(lost)
         if peer.role == "writer":
             if peer is self._writer:  # its successor may be there already
                 self._writer = None
@@ -470,6 +477,10 @@ class Training:
                     )
                 )
             self._send(assignments)
+            if self._replaying and not self._workers and not self._stalled:
+                self._stalled = True  # others need not wait for new ones: the state can be copied
+                error = InfrastructureError("no worker is left to make the step again with")
+                self._events.append(PeerFailed("itself", error, self._ready_prepare().epoch))
 
     def bury(self, peer: Peer) -> None:
         """A lost peer is known to have ended: what it could write may be used again."""
