@@ -124,6 +124,7 @@ class State:
     holders: frozenset[int] = frozenset()  # nodes found at work, later those that were sent off together
     base: BaseChosen | None = None
     bad: tuple[str, ...] = ()
+    restoring: bool = False  # the lead was told to read a checkpoint
     recording: bool = False  # the base record is being written
     plan: m.Plan | None = None  # of the whole attempt: its base is on record
     # Training
@@ -279,6 +280,8 @@ def _place(state: State, attempt: int) -> Turn:
     for node in fresh:
         agent, writer = ("agent", node), ("writer", node)
         alive = state.places[node].alive
+        if agent in generations:
+            actions.append(Abandon(node))  # it may not have ended yet, nor heard that it should
         for key in (agent, writer):
             generations[key] = generations.get(key, -1) + 1
             ready -= {key}
@@ -287,28 +290,31 @@ def _place(state: State, attempt: int) -> Turn:
         actions += [StartProcess(node, *agent, generations[agent]), Tell(node, m.Greet(attempt, node))]
         if generations[agent] != alive:
             actions.append(StartProcess(node, *writer, generations[writer]))
+    placed = replace(state, greeted=state.greeted - {*fresh}, generations=generations)
     for rank, node in ranks.items():
         if state.workers.get(rank) == node:
             continue
         worker = ("worker", rank)
         generations[worker] = generations.get(worker, -1) + 1
         ready -= {worker}
-        if (
-            node in state.greeted or generations["agent", node] != state.places[node].alive
-        ):  # else see Greeted
+        if not _unheard(placed, node):  # else see Greeted
             actions.append(StartProcess(node, *worker, generations[worker]))
     placed = replace(
-        state,
+        placed,
         workers=ranks,
-        generations=generations,
         nodes=state.nodes | {*fresh},
-        greeted=state.greeted - {*fresh},
         described=state.described - {*fresh},
         ready=ready,
         holders=holders,
         lacking=state.most - len(ranks),
     )
     return _then(actions, _settle(placed, attempt))
+
+
+def _unheard(state: State, node: int) -> bool:
+    """Whether an agent was found at work that has not said yet which processes it has."""
+    found = state.generations["agent", node] == state.places[node].alive
+    return found and node not in state.greeted
 
 
 def _room_notes(state: State, workers: int) -> list[Action]:
@@ -342,8 +348,8 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
         return state, []
     if getattr(event, "epoch", state.epoch) != state.epoch:
         return state, []
-    if node not in state.greeted and isinstance(event, m.Ready | m.Lost):
-        return state, []  # its agent has not answered us yet; what it answers holds this, too
+    if _unheard(state, node) and isinstance(event, m.Ready | m.Lost):
+        return state, []  # what it will answer to our greeting holds this, too
     match event:
         case m.Greeted(processes, greeted_by, told):
             if greeted_by != attempt:
@@ -472,7 +478,8 @@ def _ready(state: State, node: int, role: str, rank: int, pid: int, generation: 
     note = Note("ready", f"{role} {rank} is ready (process {pid})", fields)
     state = replace(state, ready=state.ready | {key}, start_deaths={**state.start_deaths, role: 0})
     if role == "writer" and state.phase is Phase.STARTING and node == state.lead and state.awaited == {node}:
-        return state, [note, *_restore(state)]
+        state, actions = _restore(state)
+        return state, [note, *actions]
     return _then([note], _settle(state, attempt))
 
 
@@ -576,8 +583,8 @@ def _settle(state: State, attempt: int) -> Turn:
         there = sum(_shares(state, joinable)) >= state.least and (everyone or state.waited)
         return _round(state, attempt) if joinable and there else (state, [])
     if state.phase in (Phase.PREPARING, Phase.STARTING):
-        lost = [node for node in state.members if node not in state.nodes]
-        return _round(state, attempt) if lost else (state, [])  # who comes meanwhile joins afterwards
+        leave = {*state.members}.difference(_keepers(state))
+        return _round(state, attempt) if leave else (state, [])  # who comes meanwhile joins afterwards
     keep = _keepers(state)
     join = [] if state.asked is not None else [node for node in joinable if node not in state.members]
     everyone = all(("worker", rank) in state.ready for rank in state.workers)
@@ -650,8 +657,8 @@ def _prepared(state: State, node: int, event: m.Prepared) -> Turn:
 def _decide(state: State) -> Turn:
     """All members are at rest: from where does the run go on?"""
     if state.plan is not None:  # from where the member is that is ahead
-        lead = max(state.members, key=lambda n: (_ours(state, n), -n))
-        if _ours(state, lead) < 0:
+        lead = max(state.holders, key=lambda n: (_ours(state, n), -n), default=None)
+        if lead is None or _ours(state, lead) < 0:
             return _failed(state, InfrastructureError("no node is left that holds the state")), []
         return _lead(state, lead, [m.Adopt()])
     if state.recording:
@@ -687,7 +694,7 @@ def _ours(state: State, node: int) -> int:
 
 def _lead(state: State, node: int, commands: list[m.Command]) -> Turn:
     """One member gets the state from where it is; the others will have it from that member."""
-    begun = replace(state, phase=Phase.STARTING, lead=node, awaited=frozenset({node}))
+    begun = replace(state, phase=Phase.STARTING, lead=node, awaited=frozenset({node}), restoring=False)
     return begun, [Tell(node, command) for command in commands]
 
 
@@ -705,25 +712,28 @@ def _bring(state: State, chosen: BaseChosen) -> Turn:
         fields = {"step": step, "from": "memory"}
         note = Note("resume", f"going on from step {step}, found in shared memory", fields)
         return _then([note], _lead(state, holders[0], [m.Adopt()]))
-    writers = [node for node in state.members if ("writer", node) in state.ready]
-    node = writers[0] if writers else state.members[0]
+    able = [node for node in state.members if node in state.workers.values()] or [*state.members]
     if chosen.directory is None:
-        return _lead(state, node, [m.Initialise()])
+        return _lead(state, able[0], [m.Initialise()])
+    writers = [node for node in able if ("writer", node) in state.ready]
+    node = writers[0] if writers else able[0]
     assert chosen.base is not None
     step = chosen.base.step
     state = replace(state, stored_step=step)
     fields = {"step": step, "from": chosen.directory}
     note = Note("resume", f"going on from the checkpoint of step {step}", fields)
     begun, _ = _lead(state, node, [])
-    return begun, [note, *(_restore(begun) if writers else [])]
+    return _then([note], _restore(begun) if writers else (begun, []))
 
 
-def _restore(state: State) -> list[Action]:
-    """What the lead is told once it has a writer, if it has to read a checkpoint."""
+def _restore(state: State) -> Turn:
+    """Tell the lead once, and when it has a writer, if it has to read a checkpoint."""
     chosen = state.base
     if state.lead is None or chosen is None or chosen.directory is None or state.plan is not None:
-        return []
-    return [Tell(state.lead, m.Restore(chosen.directory))]
+        return state, []
+    if state.restoring:
+        return state, []
+    return replace(state, restoring=True), [Tell(state.lead, m.Restore(chosen.directory))]
 
 
 def _started(state: State, node: int, step: int, attempt: int) -> Turn:
@@ -754,7 +764,8 @@ def _follow(state: State, node: int, step: int, attempt: int) -> m.Command:
     if mine is not None and lead.found is not None and lead.found.step == step:
         if (mine.attempt, mine.step) == (lead.found.attempt, step):
             return m.Adopt()
-        if state.plan is not None and lead.found.attempt == attempt and 0 <= _ours(state, node) == step - 1:
+        behind = lead.found.attempt == attempt and 0 <= _ours(state, node) == step - 1
+        if state.plan is not None and behind and node in _joinable(state):
             return m.Replay(lead.address, lead.found.epoch, mine.step)
     adopted = state.plan is not None or (state.base is not None and state.base.in_memory)
     made_by = lead.found.attempt if adopted and lead.found is not None else attempt

@@ -115,7 +115,9 @@ class AgentLoop:
         if attempt < self._attempt:
             raise Superseded(f"attempt {self._attempt} has taken the nodes over: attempt {attempt} stops")
         if attempt > self._attempt:
-            self._attempt, self._outbox = attempt, []  # what an older one did not hear is not for it
+            if self._attempt:
+                self._outbox = []  # what an older one did not hear is not for it
+            self._attempt = attempt
         self._last_word = time.monotonic()
 
     def _call(self) -> None:

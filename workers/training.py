@@ -153,7 +153,7 @@ class Training:
         self._events: list[Event] = []
         self._joined: dict[int, Peer] = {}
         self._workers: dict[int, Peer] = {}  # ready ones
-        self._writer: Peer | None = None
+        self._writers: dict[int, Peer] = {}  # ready ones; more than one only if one is about to end
         self._description: dict[str, Any] | None = None
         self._prepare: Prepare | None = None
         self._plan: Plan | None = None
@@ -185,6 +185,10 @@ class Training:
         self._failure: Exception | None = None
         self._trace: list[tuple[int, int, int]] | None = [] if os.environ.get("HOLDFAST_TRACE") else None
         self._dispatched_ns = 0
+
+    @property
+    def _writer(self) -> Peer | None:
+        return max(self._writers.values(), key=lambda peer: peer.generation, default=None)
 
     # -- what the loop asks -------------------------------------------------------------------------------
 
@@ -259,7 +263,9 @@ class Training:
         """Tell a coordinator that has found this agent what it has to know."""
         self._node = node
         processes = [
-            Process(p.role, p.rank, p.generation, p.process.pid, p.id in self._workers or p is self._writer)
+            Process(
+                p.role, p.rank, p.generation, p.process.pid, p.id in self._workers or p.id in self._writers
+            )
             for p in self._joined.values()
         ]
         epochs = [each.epoch for each in (self._prepare, self._resting) if each is not None]
@@ -307,7 +313,7 @@ class Training:
         self._prepare = command
         self._validation = Validation(description, command.batch_size)
         self._barrier = Barrier(num_slots)
-        for peer in [*self._workers.values(), *([self._writer] if self._writer else [])]:
+        for peer in [*self._workers.values(), *self._writers.values()]:
             self._admit(peer)
 
     def _restore(self, directory: str) -> None:
@@ -461,8 +467,10 @@ class Training:
 
     def _ready(self, peer: Peer, description: dict[str, Any] | None) -> None:
         self.deadlines.forget(peer.id)  # as one that loads
+        if self._is_twin(peer):
+            return
         if peer.role == "writer":
-            self._writer = peer
+            self._writers[peer.id] = peer
         else:
             assert description is not None
             if self._description is None:
@@ -471,12 +479,26 @@ class Training:
             elif (error := mismatch(self._description, description, f"worker {peer.rank}")) is not None:
                 self._fail(error)
                 return
+            for other in [*self._workers.values()]:
+                if other.rank == peer.rank and other.generation < peer.generation:
+                    self._let_go(other)  # it was given up
             self._workers[peer.id] = peer
         self._events.append(Ready(peer.role, peer.rank, peer.process.pid, peer.generation))
         if self._arena is not None:
             self._admit(peer)
         if peer.role == "writer":
             self._resume_drain()
+
+    def _is_twin(self, peer: Peer) -> bool:
+        """Whether a process is there already that a dead coordinator had started in its stead: one goes."""
+        ready = self._writers if peer.role == "writer" else self._workers
+        for other in ready.values():
+            if (other.rank, other.generation) == (peer.rank, peer.generation):
+                del self._joined[peer.id]
+                peer.send("exit")
+                self._events.append(Ready(other.role, other.rank, other.process.pid, other.generation))
+                return True
+        return False
 
     def _admit(self, peer: Peer) -> None:
         """Show a peer the arena. It is recorded there first, for whoever must end it one day."""
@@ -494,22 +516,26 @@ class Training:
     def lose(self, peer: Peer, cause: str = "") -> None:
         """A peer is dead, or is being killed, for a cause: others do its work."""
         self.deadlines.forget(peer.id)
-        self._joined.pop(peer.id, None)
-        ready = peer.id in self._workers or peer is self._writer
+        known = self._joined.pop(peer.id, None) is not None  # else it was the twin of one that is there
+        ready = peer.id in self._workers or peer.id in self._writers
         phase = self._phase
         pid = peer.process.pid
-        self._events.append(
-            Lost(peer.role, peer.rank, pid, ready, self._step, phase.value, peer.generation, cause)
-        )
+        if known:
+            self._events.append(
+                Lost(peer.role, peer.rank, pid, ready, self._step, phase.value, peer.generation, cause)
+            )
         if peer.role == "writer":
-            if peer is self._writer:  # its successor may be there already
-                self._writer = None
+            self._writers.pop(peer.id, None)
             self._report(self._saving.lost(peer.id, _death(peer, cause)))
         elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier:
             item, deaths, assignments = self._barrier.lost(peer.id)
             if item is not None and deaths >= MAX_DEATHS:
                 self._fail(_too_deadly(self._name(item), deaths, cause))
             self._send(assignments)
+            if self._replaying and not self._workers and not self._stalled:
+                self._stalled = True  # others need not wait for new ones: the state can be copied
+                error = InfrastructureError("no worker is left to make the step again with")
+                self._events.append(PeerFailed("itself", error, self._ready_prepare().epoch))
 
     def bury(self, peer: Peer) -> None:
         """A lost peer is known to have ended: what it could write may be used again."""

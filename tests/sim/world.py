@@ -476,7 +476,7 @@ class World:
         if isinstance(error, InfrastructureError) and (
             "no node is left" in str(error) or "is gone" in str(error)
         ):
-            holders = self.holders()
+            holders = self.coordinator.state.holders.intersection(self.holders())
             assert not holders, f"given up ({error}) although {holders} hold step {self.visible}"
         self.note(f"attempt {self.attempt} failed: {error!r}")
         self.end_attempt(remove=False)
