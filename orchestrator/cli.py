@@ -233,7 +233,7 @@ def _overridden(job: Job, steps: int | None, checkpoint_every: int | None, seed:
     return replace(job, **changes)
 
 
-def summary(result: Result) -> str:
+def summary(result: Result, *, with_error: bool = False) -> str:
     """How a run stands, for a person."""
     facts = [f"{result.status} at step {result.step}"]
     if result.loss is not None:
@@ -246,12 +246,29 @@ def summary(result: Result) -> str:
         f"restarts {result.restarts}, worker deaths {result.worker_deaths}, steps lost {result.steps_lost}"
     )
     lines.append(f"attempt {result.attempt}, {costs}")
+    lines += costs_in_words(result)
+    if result.error and with_error:
+        lines.append(f"{result.failure or 'error'}: {result.error}")
     if result.state_digest:
         lines.append(f"state digest {result.state_digest}")
     lines.append(f"run directory {result.run_dir}")
-    if result.status in ("preempted", "interrupted", "running"):
-        lines.append("the same command again goes on from here" if result.status != "running" else "")
-    return "\n".join(line for line in lines if line)
+    if result.next:
+        lines.append(f"next: {result.next}")
+    return "\n".join(lines)
+
+
+def costs_in_words(result: Result) -> list[str]:
+    """What has happened to a run, and what that has cost it; nothing where nothing has."""
+    from orchestrator.status import what_happened
+
+    if not result.disturbances:
+        return []
+    facts = []
+    if result.goodput is not None:
+        facts.append(f"goodput {100 * result.goodput:.1f} %")
+    if result.restarts_left is not None:
+        facts.append(f"{result.restarts_left} restarts left")
+    return [*([", ".join(facts)] if facts else []), *what_happened(result.disturbances)]
 
 
 @app.command()
@@ -282,13 +299,9 @@ def status(run_dir: RunDir, as_json: AsJson = False) -> int:
     if as_json:
         put(json.dumps(result.to_json()))
         return 0
-    put(summary(result))
-    if result.error:
-        put(f"error {result.error}")
+    put(summary(result, with_error=True))
     if beat and result.status == "running":
-        put(
-            f"process {beat['pid']} on {beat['host']}, {beat['workers']} workers, {beat['steps']} steps to do"
-        )
+        put(f"process {beat['pid']} on {beat['host']}, {beat['steps']} steps to do")
     return 0
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, assert_never
 
 from orchestrator import events as e
 from orchestrator import machine
 from orchestrator.events import Note, Status
+from orchestrator.failures import classify, in_short
 from orchestrator.identity import check_identity, full_identity
 from orchestrator.life import own_life
 from orchestrator.machine import Phase, State
+from orchestrator.restart import tokens_left
 from orchestrator.scale import Requests
 from storage.checkpoint import commit
 from storage.errors import CheckpointError, ConfigurationError, HoldfastError, StorageError
@@ -28,18 +28,14 @@ from workers.arenas import discard_arena
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from orchestrator.records import Records
     from orchestrator.runtime import Runtime
     from orchestrator.spec import Job
-    from orchestrator.totals import Totals
     from storage.run_directory import Attempt, RunDirectory
 
 P = ParamSpec("P")
 
 POLL_S = 0.1
-BEAT_S = 5.0
-REQUESTS_S = 1.0
-"""Seconds between two looks at what is asked for by way of the run directory."""
-
 WAITING_S = 15.0
 PLACES_S = 1.0
 """Seconds between two looks at which nodes there are."""
@@ -93,20 +89,21 @@ class Coordinator:
         run: RunDirectory,
         attempt: Attempt,
         runtime: Runtime,
-        totals: Totals,
+        records: Records,
         observer: Observer,
         signalled: Callable[[], Status | None],
-        recover: Callable[[Totals, Exception], tuple[Totals, float | None]],
+        recover: Callable[[int, Exception], tuple[float, int] | None],
     ) -> None:
         self._job = job
         self._settings = settings
         self._run = run
         self._attempt = attempt
         self._runtime = runtime
+        self._records = records
         self._observer = observer
         self._signalled = signalled
         self._recover = recover
-        self._returning: list[tuple[float, int]] = []  # (when, lost node that may be started again)
+        self._returning: list[tuple[float, int, int]] = []  # (when, lost node, the journal's entry about it)
         self._places: dict[int, e.Place] = {}
         self._looked_at = 0.0
         self._requests: Requests | None = None
@@ -115,7 +112,6 @@ class Coordinator:
         self._asked_for: deque[tuple[e.Scaled, str]] = deque()
         self._progresses: dict[int, m.Progress] = {}
         self._processes: dict[tuple[int, str, int], int] = {}  # (node, role, rank) -> pid
-        self.totals = totals
         self.state = State()
         self._events: deque[e.Event] = deque()
         self._commands: list[tuple[int, m.Command]] = []
@@ -125,21 +121,17 @@ class Coordinator:
         self._base_digest: str | None = None
         self._progress = m.Progress()
         self._clock: tuple[float, int] | None = None  # (when training began, at which step)
+        self._all_trained = False
         self._steps_per_s: float | None = None
-        self._journal: list[dict[str, Any]] = []
-        self._journal_written = True
         self._began = self._waiting_since = time.monotonic()
-        self._beats = 0
-        self._recording = threading.Lock()
 
     def run(self) -> State:
         """Run the attempt to its end; every process has ended when this returns."""
-        stop_beating = threading.Event()
-        beating = threading.Thread(target=self._beat_until, args=(stop_beating,), daemon=True)
         with ThreadPoolExecutor(1, "storage") as self._storage:
             try:
-                self._beat()
-                beating.start()
+                self._records.keep(strict=True)
+                self._requests = Requests(self._run)
+                self._records.follow(self.sign, self._look_for_requests)
                 self._places = dict(self._runtime.places(self._settings.most))
                 self._handle(
                     e.Begin(self._settings.least, self._settings.most, self._places, self._settings.nodes)
@@ -150,11 +142,16 @@ class Coordinator:
                 self._handle(e.Broken(error))
             finally:
                 self._end()
-                stop_beating.set()
-                if beating.ident is not None:
-                    beating.join()
-        self._keep_record(closed=True)
+        self._tell_end()
         return self.state
+
+    def _tell_end(self) -> None:
+        """Into the journal only: whoever started the attempt says how it ended."""
+        error = self.state.error
+        fields: dict[str, Any] = {"status": self.state.status.value, "step": self.snapshot.step}
+        if error is not None:
+            fields |= {"error": str(error), "class": classify(error).value, "cause": in_short(error)}
+        self._tell(Note("end", "", fields))
 
     def _turn(self) -> None:
         """Listen to the agents, the runtime, the storage and the user once."""
@@ -163,7 +160,7 @@ class Coordinator:
         events, progresses = self._runtime.exchange(self._attempt.number, commands, timeout_s)
         self._follow(progresses)
         self._measure()
-        for event in events:
+        for event in _causes_first(events):
             self._keep_track(event)
             self._handle(event)
         for future in [f for f in self._answers if f.done()]:
@@ -182,9 +179,10 @@ class Coordinator:
             asked, self._scaled = self._asked_for.popleft()
             self._handle(asked)
         now = time.monotonic()
-        due = [node for at, node in self._returning if at <= now]
-        self._returning = [(at, node) for at, node in self._returning if at > now]
-        for node in due:
+        # Not before it is on record that this was granted: it must be paid for whoever is killed meanwhile.
+        due = [r for r in self._returning if r[0] <= now and self._records.durable(r[2])]
+        self._returning = [r for r in self._returning if r not in due]
+        for _, node, _ in due:
             self._handle(e.Returned(node))
         if self.state.phase is Phase.JOINING and not self.state.waited and now - self._began > GATHER_S:
             self._handle(e.Waited())
@@ -254,22 +252,19 @@ class Coordinator:
     def _handle(self, event: e.Event) -> None:
         self._events.append(event)
         if isinstance(event, e.Based):
-            self._count_lost_steps()
+            self._tell_base()
         while self._events:
-            before = self.state
-            self.state, actions = machine.transition(before, self._events.popleft(), self._attempt.number)
-            self.totals = replace(
-                self.totals,
-                worker_deaths=self.totals.worker_deaths + self.state.worker_deaths - before.worker_deaths,
-            )
+            self.state, actions = machine.transition(self.state, self._events.popleft(), self._attempt.number)
             for action in actions:
                 self._do(action)
 
-    def _count_lost_steps(self) -> None:
-        """Steps that were committed once and are about to be trained again."""
+    def _tell_base(self) -> None:
+        """From where the attempt goes on; steps beyond it were committed once and are trained again."""
         base = self.state.base.base if self.state.base is not None else None
-        lost = max(0, self.totals.highest_step - (0 if base is None else base.step))
-        self.totals = replace(self.totals, steps_lost=self.totals.steps_lost + lost)
+        step = 0 if base is None else base.step
+        lost = max(0, self._records.ledger.reached - step)
+        text = f"{lost} steps since then are lost and trained again" if lost else ""
+        self._tell(Note("based", text, {"step": step, "steps_lost": lost}))
 
     def _do(self, action: e.Action) -> None:
         match action:
@@ -281,9 +276,9 @@ class Coordinator:
                 self._commands = [(n, command) for n, command in self._commands if n != node]
                 self._runtime.abandon(node)
             case e.Recover(node, error):
-                self.totals, delay_s = self._recover(self.totals, error)
-                if delay_s is not None:
-                    self._returning.append((time.monotonic() + delay_s, node))
+                if (granted := self._recover(node, error)) is not None:
+                    delay_s, entry = granted
+                    self._returning.append((time.monotonic() + delay_s, node, entry))
             case e.Identify(description):
                 self._ask(self._identify, description)
             case e.ChooseBase(epoch, found, bad, reason):
@@ -310,19 +305,7 @@ class Coordinator:
             return e.Broken(error)
 
     def _tell(self, note: Note) -> None:
-        entry = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "kind": note.kind,
-            "text": note.text,
-            **note.fields,
-        }
-        last = self._journal[-1] if self._journal else {}
-        if note.kind == last.get("kind") == "checkpoint-skipped":  # one entry for each row of them
-            self._journal[-1] = {**entry, "times": last.get("times", 1) + 1}
-        else:
-            self._journal.append(entry)
-            self._observer.note(note)
-        self._journal_written = False
+        self._records.note(note)
 
     # -- what the machine asks to be looked up ----------------------------------------------------------
 
@@ -478,18 +461,23 @@ class Coordinator:
 
     def _measure(self) -> None:
         now, step = time.monotonic(), self._progress.step
-        if self.state.phase in (Phase.TRAINING, Phase.STOPPING):
-            if self._clock is None:
-                self._clock = (now, step)
-            elif step > self._clock[1]:
-                self._steps_per_s = (step - self._clock[1]) / (now - self._clock[0])
-            self.totals = replace(self.totals, highest_step=max(self.totals.highest_step, step))
+        if self.state.phase not in (Phase.TRAINING, Phase.STOPPING):
+            self._records.meter.pause()
+            return
+        if self._clock is None:
+            self._clock = (now, step)
+        elif step > self._clock[1]:
+            self._steps_per_s = (step - self._clock[1]) / (now - self._clock[0])
+        self._records.reached(step)
+        if self.state.phase is Phase.TRAINING and not self._all_trained:
+            self._records.meter.look(now, step, calm=self._records.ledger.calm)
+            self._all_trained = step >= self._job.steps  # what follows is storing them
 
     @property
     def snapshot(self) -> Snapshot:
         """Where the attempt was when it was last heard of."""
         progress = self._progress
-        step = progress.step if self._clock is not None else self.totals.highest_step
+        step = progress.step if self._clock is not None else self._records.ledger.reached
         return Snapshot(step, self._job.steps, progress.metrics, progress.workers, self._steps_per_s)
 
     @property
@@ -497,52 +485,42 @@ class Coordinator:
         """Digest of the last checkpoint that this attempt committed or went on from."""
         return self.state.state_digest or self._base_digest
 
-    def _record(self, *, closed: bool) -> dict[str, Any]:
+    def sign(
+        self,
+        *,
+        closed: bool = False,
+        status: Status | None = None,
+        error: Exception | None = None,
+        waiting: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The sign of life: how the attempt stands. `waiting` says what is waited for before the next one."""
+        error, ledger = error or self.state.error, self._records.ledger
         return {
             **own_life(),
-            "counter": self._beats,
             "closed": closed,
-            "status": self.state.status.value,
-            "error": None if self.state.error is None else str(self.state.error),
+            "status": (status or self.state.status).value,
+            "error": None if error is None or status is Status.RUNNING else str(error),
+            "class": None if error is None else classify(error).value,
             "step": self.snapshot.step,
             "trained": self._clock is not None,
             "steps": self._job.steps,
             "metrics": {**self._progress.metrics, **self.state.metrics},
             "state_digest": self.state_digest,
             "steps_per_s": self._steps_per_s,
-            "workers": self._progress.workers,
+            "phase": self.state.phase.value,
+            "waiting": waiting,
+            "workers": 0 if waiting else self._progress.workers,
+            "nodes": 0 if waiting else len([n for n in self.state.members if n in self.state.nodes]),
             "scaled": self._scaled,
             "processes": [
                 {"node": node, "role": role, "rank": rank, "pid": pid}
                 for (node, role, rank), pid in sorted(self._processes.items())
             ],
-            "totals": self.totals.to_json(),
+            "max_restarts": self._job.restart.max_restarts,
+            "restarts_left": tokens_left(self._job.restart, ledger.granted, ledger.highest_step),
+            "totals": ledger.totals.to_json(),
+            "pace": self._records.meter.pace.to_json(),
         }
-
-    def _beat(self) -> None:
-        self._beats += 1
-        self._requests = Requests(self._run)
-        self._run.beat(self._attempt, self._record(closed=False))
-
-    def _keep_record(self, *, closed: bool) -> None:
-        """Store the sign of life and the journal; a failure of the storage is no reason to stop training."""
-        try:
-            with self._recording:
-                self._beats += 1
-                self._run.beat(self._attempt, self._record(closed=closed))
-                if not self._journal_written:
-                    self._journal_written = True
-                    self._run.write_journal(self._attempt, list(self._journal))
-        except (StorageError, ConfigurationError) as error:
-            self._observer.note(Note("storage", f"the run's records could not be written: {error}", {}))
-
-    def _beat_until(self, stop: threading.Event) -> None:
-        until_beat_s = BEAT_S
-        while not stop.wait(REQUESTS_S):
-            until_beat_s -= REQUESTS_S
-            if self._look_for_requests() or until_beat_s <= 0:
-                self._keep_record(closed=False)
-                until_beat_s = BEAT_S
 
     def _look_for_requests(self) -> bool:
         """Whether a request was granted that its author has not been told of."""
@@ -555,3 +533,18 @@ class Coordinator:
             self._asked_for.append(asked)
         news, self._told = granted != self._told, granted
         return news
+
+
+def _causes_first(events: Sequence[e.Event]) -> list[e.Event]:
+    """Events in their order, but how a process ended comes before that its agent misses it."""
+    ends = {(x.node, x.role, x.rank, x.generation): x for x in events if isinstance(x, e.Exited)}
+    ordered: list[e.Event] = []
+    for event in events:
+        match event:
+            case e.Heard(node, m.Lost(role, rank, generation=generation)):
+                ended = ends.get((node, role, rank, generation))
+                if ended is not None and ended not in ordered:
+                    ordered.append(ended)
+        if event not in ordered or not isinstance(event, e.Exited):
+            ordered.append(event)
+    return ordered

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from orchestrator.events import Note
 
 LINE_EVERY_S = 5.0
-QUIET = {"ready", "prepared", "lost"}
-"""Kinds of notes that only the journal gets, unless it is asked for more."""
+QUIET = {"ready", "prepared", "lost", "ended", "found"}
+"""Kinds of notes that only the journal gets."""
+
+
+def is_shown(note: Note) -> bool:
+    """Whether a person is told; what has no words is for the journal, too."""
+    return bool(note.text) and note.kind not in QUIET
 
 
 class LineDisplay:
@@ -38,7 +43,7 @@ class LineDisplay:
 
     def note(self, note: Note) -> None:
         """Print the event."""
-        if note.kind not in QUIET:
+        if is_shown(note):
             self._print(note.text)
 
     def progress(self, snapshot: Snapshot) -> None:
@@ -81,7 +86,7 @@ class BarDisplay:
 
     def note(self, note: Note) -> None:
         """Print the event above the bar."""
-        if note.kind not in QUIET:
+        if is_shown(note):
             with suppress(OSError, ValueError):
                 self._console.print(note.text, markup=False, highlight=False)
 

@@ -74,21 +74,27 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The runtime saw a worker or writer end."""
+    """The runtime saw a worker or writer end; `detail` is all that it was told."""
 
     node: int
     role: str
     rank: int
     generation: int
     cause: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeLost:
-    """The agent of a node has ended, or is silent, or its machine is gone."""
+    """The agent of a node has ended, or is silent, or its machine is gone.
+
+    `cause` ends a sentence about the agent. It was noticed `detection_s` seconds after it happened, at most.
+    """
 
     node: int
     cause: str
+    detection_s: float | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

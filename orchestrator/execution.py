@@ -10,18 +10,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from orchestrator import ledger as books
 from orchestrator import succession
 from orchestrator.coordinator import Coordinator, Observer, Settings
 from orchestrator.events import Note, Status
+from orchestrator.failures import classify, in_short
+from orchestrator.history import pace_of, read_ledger
 from orchestrator.identity import check_arrays, check_is_training, check_settings
-from orchestrator.life import check_beat, lives
+from orchestrator.life import boot_id, check_beat, lives
 from orchestrator.process_runtime import ProcessRuntime
-from orchestrator.restart import decide
+from orchestrator.records import Records
+from orchestrator.restart import COORDINATOR, JOB, Decision, Restart, decide, tokens_left
 from orchestrator.result import Result
 from orchestrator.spec import Job, check_microbatches, check_workers
-from orchestrator.totals import Totals
+from orchestrator.status import add_history
 from storage.errors import (
     ConfigurationError,
+    CrashLoop,
     HoldfastError,
     InfrastructureError,
     RunAlive,
@@ -133,11 +138,17 @@ class _Execution:
             check_beat(beat, self._url)
         if beat is not None and not request.take_over:
             check_not_alive(beat, run, observer)
-        self._totals = Totals.from_json(beat["totals"] if beat else None)
+        ledger, damaged = read_ledger(run, beat)
+        for text in damaged:
+            observer.note(Note("storage", f"what happened before is not known in full: {text}", {}))
+        meter = books.Meter(pace_of(beat), ledger.highest_step)
+        self._records = Records(run, observer, ledger, meter)
+        self._history = ledger.granted  # with what is not on record yet
         # An attempt that was refused before it trained is no restart, nor is going on with more steps.
         self._is_restart = beat is not None and not (
             beat["status"] == Status.DONE.value or (beat["closed"] and not beat["trained"])
         )
+        self._beat = beat
 
     def finished_before(self) -> tuple[Result, None] | None:
         """The result, if all steps are trained and stored."""
@@ -148,25 +159,28 @@ class _Execution:
         check_arrays(self._identity, state_arrays(as_engine(self._job.model())), self._url)
         # The last coordinator may have been killed between the last checkpoint and its own end.
         discard_arena(self._identity["place_id"], latest.step)
-        return _finished_before(self._run, latest, self._totals), None
+        return _finished_before(self._run, latest, self._records), None
 
     def run(self) -> tuple[Result, Exception | None]:
         """One attempt after another, as the policy allows."""
-        self._totals = replace(self._totals, restarts=self._totals.restarts + self._is_restart)
-        if succession.predecessors() and self._is_restart:
-            killed = InfrastructureError("the coordinator was killed")
-            self._totals, delay_s = self._recover(self._totals, killed)
-            if delay_s is None:
-                failed = Result(run_dir=self._url, status=Status.FAILED.value, error=str(killed))
-                return replace(failed, step=self._totals.highest_step), killed
-        result = Result(run_dir=self._url, status=Status.FAILED.value, step=self._totals.highest_step)
-        number = 0
+        try:
+            return self._run_attempts()
+        finally:
+            self._records.stop()
+
+    def _run_attempts(self) -> tuple[Result, Exception | None]:
+        ledger = self._records.ledger
+        result = Result(run_dir=self._url, status=Status.FAILED.value, step=ledger.reached)
+        coordinator: Coordinator | None = None
+        after, number = self._comes_after(), 0
         while True:
             try:
                 runtime = _runtime(self._request, self._settings.least, self._observer, self._signals)
+                succeeds = after == books.COORDINATOR_KILLED
+                grants, refusal = self._succeed(runtime) if succeeds else ([], None)
                 attempt = self._run.claim_attempt()
             except _Terminated:
-                return replace(result, status=Status.PREEMPTED.value), None
+                return self._stopped(result, Status.PREEMPTED, coordinator)
             except HoldfastError as refused:
                 if not number:
                     raise
@@ -180,48 +194,186 @@ class _Execution:
                     self._run,
                     attempt,
                     runtime,
-                    self._totals,
+                    self._records,
                     self._observer,
                     self._signals.take,
                     self._recover,
                 )
+                self._begin(attempt, coordinator, after, grants)
+                result = replace(result, attempt=number)
+                if refusal is not None:
+                    return self._given_up(result, coordinator, refusal)
                 state = coordinator.run()
-                self._totals = coordinator.totals
                 result = _result(self._url, attempt, coordinator)
                 if state.status is not Status.FAILED:
-                    return result, None
+                    return self._end(result, coordinator), None
                 assert state.error is not None
                 error = state.error
-            if (end := self._wait_to_restart(result, error, number)) is not None:
+            if (end := self._wait_to_restart(result, error, number, coordinator)) is not None:
                 return end
+            after = books.AGAIN
 
-    def _recover(self, totals: Totals, error: Exception) -> tuple[Totals, float | None]:
-        """Whether a node that was lost is started again, and when: by the same policy as a job."""
-        decision = decide(self._job.restart, totals.history, totals.highest_step, error, random.random())
-        self._observer.note(Note("recover", decision.reason, {}))
+    def _comes_after(self) -> str:
+        """What the first attempt of this command comes after."""
+        if succession.predecessors():
+            return books.COORDINATOR_KILLED
+        if self._beat is None:
+            return books.NEW
+        return books.RESUMED if self._beat["closed"] else books.RUN_KILLED
+
+    def _begin(self, attempt: Attempt, coordinator: Coordinator, after: str, grants: list[Note]) -> None:
+        """The first entries of an attempt's journal."""
+        self._records.open(attempt, coordinator.sign)
+        cause, died_at = succession.last_death() if after == books.COORDINATOR_KILLED else ("", None)
+        if after == books.RUN_KILLED:
+            cause = _absence(self._beat)
+        if after in (books.AGAIN, books.COORDINATOR_KILLED):
+            self._records.meter.begin(died_at or time.monotonic())
+        elif self._records.meter.pace.steps:
+            self._records.meter.begin(time.monotonic())
+        fields = {
+            "attempt": attempt.number,
+            "invocation": succession.invocation(),
+            "boot": boot_id(),
+            "after": after,
+            "restart": self._is_restart if after != books.AGAIN else True,
+            "cause": cause,
+            "died_at": died_at,
+            "detection_s": 0.0 if after == books.COORDINATOR_KILLED else None,
+        }
+        self._records.note(Note("began", "", fields))
+        for note in grants:
+            self._records.note(note)
+
+    def _succeed(self, runtime: Runtime) -> tuple[list[Note], Decision | None]:
+        """Pay for the coordinators of this command that were killed, and wait if that holds nobody up.
+
+        Returns what is to be put on record, and the decision not to go on, if that is what it is.
+        """
+        ledger = self._records.ledger
+        paid = ledger.coordinators if ledger.invocation == succession.invocation() else 0
+        cause, _ = succession.last_death()
+        killed = InfrastructureError(f"the coordinator was {cause}")
+        at_work = any(place.alive is not None for place in runtime.places(self._settings.most).values())
+        notes: list[Note] = []
+        decision: Decision | None = None
+        for death in range(paid, succession.predecessors()):
+            decision = self._decide(killed, COORDINATOR, held_up=not at_work)
+            if not decision.restart:
+                return notes, decision
+            notes.append(self._granted(decision, COORDINATOR, killed, coordinators=death + 1))
+        if decision is not None:
+            self._signals.wait_for(decision.delay_s)
+        return notes, None
+
+    def _decide(self, error: Exception, of: str, *, held_up: bool = True) -> Decision:
+        ledger = self._records.ledger
+        same = ledger.invocation == succession.invocation()
+        return decide(
+            self._job.restart,
+            self._history,
+            ledger.highest_step,
+            error,
+            random.random(),
+            of=of,
+            since=ledger.since if same else len(ledger.granted),
+            held_up=held_up,
+        )
+
+    def _granted(self, decision: Decision, of: str, error: Exception, **more: Any) -> Note:
+        """What is put on record of a restart that was granted."""
+        step, cause = self._records.ledger.highest_step, in_short(error)
+        self._history = (*self._history, Restart(step, of, decision.delay_s, cause))
+        fields = {
+            "of": of,
+            "highest_step": step,
+            "delay_s": decision.delay_s,
+            "cause": cause,
+            "number": decision.number,
+            **more,
+        }
+        return Note("granted", decision.reason, fields)
+
+    def _recover(self, node: int, error: Exception) -> tuple[float, int] | None:
+        """Whether a node that was lost is started again, and after how long: by the same policy as a job."""
+        of = f"node {node}"
+        decision = self._decide(error, of)
         if not decision.restart:
-            return totals, None
-        return replace(totals, budgeted=(*totals.budgeted, totals.highest_step)), decision.delay_s
+            self._records.note(Note("recover", decision.reason, {}))
+            return None
+        return decision.delay_s, self._records.note(self._granted(decision, of, error))
 
     def _wait_to_restart(
-        self, result: Result, error: Exception, number: int
+        self, result: Result, error: Exception, number: int, coordinator: Coordinator | None
     ) -> tuple[Result, Exception | None] | None:
         """Wait as the policy says; the end, if there is to be no other attempt."""
-        totals = self._totals
-        decision = decide(self._job.restart, totals.history, totals.highest_step, error, random.random())
+        decision = self._decide(error, JOB)
         if not decision.restart:
-            return replace(result, error=str(error)), error
-        self._observer.note(Note("restart", decision.reason, {}))
-        budgeted = (*totals.budgeted, totals.highest_step)
-        self._totals = replace(totals, restarts=totals.restarts + 1, budgeted=budgeted)
+            return self._given_up(result, coordinator, decision, error)
+        self._records.note(self._granted(decision, JOB, error))
+        if coordinator is not None:
+            waiting = {
+                "until": time.time() + decision.delay_s,
+                "number": decision.number,
+                "cause": in_short(error),
+            }
+            at_work = coordinator
+            self._records.follow(lambda: at_work.sign(status=Status.RUNNING, waiting=waiting), bool)
+        self._records.keep()  # before it is acted upon
         stopped = self._signals.wait(decision.delay_s)
         if stopped is not None:
-            return replace(result, status=stopped.value, error=None), None
+            return self._stopped(replace(result, error=None), stopped, coordinator)
         with suppress(StorageError):  # the claim of the next attempt will tell
             if self._run.newest_attempt() > number:
                 newer = Superseded(f"a newer attempt has taken {self._url} over: this one stops ({error})")
                 return replace(result, error=str(newer)), newer
         return None
+
+    # -- ends -------------------------------------------------------------------------------------------
+
+    def _given_up(
+        self,
+        result: Result,
+        coordinator: Coordinator | None,
+        decision: Decision,
+        error: Exception | None = None,
+    ) -> tuple[Result, Exception]:
+        """The end by an error, with what was tried against it."""
+        if decision.looping:
+            error = CrashLoop(decision.reason)
+        elif error is None or isinstance(error, InfrastructureError | StorageError):
+            error = InfrastructureError(decision.reason)
+        result = replace(result, status=Status.FAILED.value, error=str(error), failure=classify(error).value)
+        return self._end(result, coordinator, error), error
+
+    def _stopped(
+        self, result: Result, status: Status, coordinator: Coordinator | None
+    ) -> tuple[Result, None]:
+        """The end by a signal while nothing was trained."""
+        return self._end(replace(result, status=status.value), coordinator), None
+
+    def _end(self, result: Result, coordinator: Coordinator | None, error: Exception | None = None) -> Result:
+        """Close the records: from here on another command may go on with the run."""
+        self._records.stop()
+        if coordinator is not None:
+            status = Status(result.status)
+            self._records.follow_no_more(lambda: coordinator.sign(closed=True, status=status, error=error))
+            self._records.keep()
+        return self._told(result)
+
+    def _told(self, result: Result) -> Result:
+        """The result, with what it took to come to it."""
+        ledger = self._records.ledger
+        left = tokens_left(self._job.restart, ledger.granted, ledger.highest_step)
+        return add_history(replace(result, restarts_left=left), ledger, self._records.meter.pace)
+
+
+def _absence(beat: dict[str, Any] | None) -> str:
+    """For how long nobody ran a run that was killed."""
+    t = None if beat is None else beat.get("t")
+    if beat is None or not isinstance(t, int | float) or beat["boot_id"] != boot_id():
+        return "its last sign of life is of another time or machine"
+    return f"its last sign of life was {max(0.0, time.monotonic() - t):.0f} s before"
 
 
 def check_not_alive(beat: dict[str, Any], run: RunDirectory, observer: Observer) -> None:
@@ -269,10 +421,10 @@ def _runtime(request: Request, workers: int, observer: Observer, signals: _Signa
     return runtime
 
 
-def _finished_before(run: RunDirectory, latest: Entry, totals: Totals) -> Result:
+def _finished_before(run: RunDirectory, latest: Entry, records: Records) -> Result:
     assert latest.manifest is not None
     metrics = dict(latest.manifest.metrics)
-    return Result(
+    result = Result(
         run_dir=run.store.url,
         status=Status.DONE.value,
         step=latest.step,
@@ -280,10 +432,8 @@ def _finished_before(run: RunDirectory, latest: Entry, totals: Totals) -> Result
         loss=metrics.pop("loss", None),
         metrics=metrics,
         state_digest=latest.manifest.state_digest,
-        restarts=totals.restarts,
-        worker_deaths=totals.worker_deaths,
-        steps_lost=totals.steps_lost,
     )
+    return add_history(result, records.ledger, records.meter.pace)
 
 
 def _result(url: str, attempt: Attempt, coordinator: Coordinator) -> Result:
@@ -299,9 +449,7 @@ def _result(url: str, attempt: Attempt, coordinator: Coordinator) -> Result:
         loss=metrics.pop("loss", None),
         metrics=metrics,
         state_digest=coordinator.state_digest,
-        restarts=coordinator.totals.restarts,
-        worker_deaths=coordinator.totals.worker_deaths,
-        steps_lost=coordinator.totals.steps_lost,
+        failure=None if state.error is None else classify(state.error).value,
         steps_per_s=snapshot.steps_per_s,
     )
 
@@ -324,11 +472,15 @@ class _Signals:
         return self._received.pop(0) if self._received else None
 
     def wait(self, timeout_s: float) -> Status | None:
-        """Wait for a signal."""
+        """Wait for a signal, and take it."""
+        self.wait_for(timeout_s)
+        return self.take()
+
+    def wait_for(self, timeout_s: float) -> None:
+        """Wait for a signal, which the next one to ask takes."""
         deadline = time.monotonic() + timeout_s
         while not self._received and time.monotonic() < deadline:
             time.sleep(0.05)
-        return self.take()
 
     def install(self) -> None:
         """Receive from now on."""

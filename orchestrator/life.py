@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import socket
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.succession import supervisor
 from storage.errors import CorruptCheckpoint
 from storage.strict_json import fields
 from workers.processes import ProcessId, is_alive
@@ -56,13 +59,25 @@ def boot_id() -> str:
 
 def own_life() -> dict[str, Any]:
     """The part of a sign of life that names this process."""
-    process = ProcessId.current()
+    process, parent = ProcessId.current(), supervisor()
     return {
         "host": socket.gethostname(),
         "boot_id": boot_id(),
         "pid": process.pid,
         "started": process.started,
+        "supervisor": {"pid": parent.pid, "started": parent.started},
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "t": round(time.monotonic(), 4),
     }
+
+
+def is_succeeded(beat: Mapping[str, Any]) -> bool:
+    """Whether the process lives that starts another coordinator in the place of a dead one."""
+    parent = beat.get("supervisor")
+    if not isinstance(parent, dict) or parent.get("pid") == beat["pid"]:
+        return False
+    pid, started = parent.get("pid"), parent.get("started")
+    return type(pid) is int and type(started) is int and lives({**beat, **parent}) is True
 
 
 def lives(beat: Mapping[str, Any]) -> bool | None:

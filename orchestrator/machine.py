@@ -46,6 +46,7 @@ from orchestrator.events import (
     Tell,
     Waited,
 )
+from orchestrator.failures import died
 from orchestrator.membership import assign, choose, spans
 from storage.catalog import divergence_key
 from storage.errors import (
@@ -158,10 +159,10 @@ def transition(state: State, event: Event, attempt: int) -> Turn:
             return _then([note], _place(replace(state, least=least, most=most), attempt))
         case Heard(node, reported):
             return _heard(state, node, reported, attempt)
-        case Exited(_, role, rank, generation, cause):
-            return _replaced(state, role, rank, generation, cause)
+        case Exited(_, role, rank, generation, cause, detail):
+            return _replaced(state, role, rank, generation, cause, detail)
         case NodeLost(node, cause):
-            return _node_lost(state, node, cause, attempt)
+            return _node_lost(state, node, cause, attempt, event)
         case Returned(node):
             return _place(replace(state, down=state.down - {node}), attempt)
         case Draining(node, reason, seconds_left):
@@ -335,7 +336,7 @@ def _available(state: State, places: Mapping[int, Place], attempt: int) -> Turn:
     actions: list[Action] = []
     state = replace(state, places=dict(places), down=state.down & places.keys())
     for node in gone:
-        state, more = _node_lost(state, node, "its machine is gone", attempt)
+        state, more = _node_lost(state, node, "is gone with its machine", attempt)
         actions += more
         if state.phase is Phase.ENDED:
             return state, actions
@@ -360,20 +361,21 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
             return _described(state, node, description, attempt)
         case m.Ready(role, rank, pid, generation):
             return _ready(state, node, role, rank, pid, generation, attempt)
-        case m.Lost(role, rank, pid, ready, step, phase, generation, cause):
+        case m.Lost(role, rank, pid, ready, step, phase, generation, cause, detection_s):
             fields = {"role": role, "rank": rank, "pid": pid, "node": node, "step": step, "phase": phase}
+            fields |= {"generation": generation, "detection_s": detection_s}
             text = f"{role} {rank} (process {pid}) is gone, in {phase} after step {step}"
             if cause:
                 text, fields = f"{text}: {cause} and was killed", {**fields, "cause": cause}
-            notes: list[Action] = [Note("lost", text, fields)] if ready else []
-            return _then(notes, _replaced(state, role, rank, generation, cause or "it is gone"))
+            state, actions = _replaced(state, role, rank, generation, cause or "it is gone")
+            return state, [*actions, Note("lost", text, fields)] if ready else actions
         case m.Noticed(reason, seconds_left):
             return _draining(state, node, reason, seconds_left, attempt)
         case m.Failed(error):
             return _failed(state, error), []
         case m.Retried(name, message):
             text = f"{name} raised and is done once more: {message}"
-            return state, [Note("retried", text, {"item": name})]
+            return state, [Note("retried", text, {"item": name, "node": node})]
         case m.Diverged():
             return _diverged(state, event, attempt)
         case m.Doubted(rank, pid, name):
@@ -382,6 +384,13 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
                 "not trusted any more and replaced; if this happens again, look at the memory of the machine"
             )
             return state, [Note("faulty", text, {"rank": rank, "pid": pid, "node": node, "item": name})]
+        case m.Unreadable(name, message, skipped):
+            what = "is left out" if skipped else "could not be read and is read again"
+            note = Note("data-error", f"{name} {what}: {message}", {"item": name, "skipped": skipped})
+            return state, [note]
+        case m.Recovered(step, seconds):
+            fields = {"node": node, "step": step, "seconds": round(seconds, 4)}
+            return state, [Note("recovered", "", fields)]
     if node not in state.members:
         return state, []
     match event:
@@ -483,10 +492,13 @@ def _ready(state: State, node: int, role: str, rank: int, pid: int, generation: 
     return _then([note], _settle(state, attempt))
 
 
-def _replaced(state: State, role: str, rank: int, generation: int, cause: str) -> Turn:
+def _replaced(state: State, role: str, rank: int, generation: int, cause: str, detail: str = "") -> Turn:
     """A worker or writer ended, as its agent or the runtime or both have seen: it is replaced once."""
     key = (role, rank)
     node = state.workers.get(rank) if role == "worker" else rank
+    about = {"role": role, "rank": rank, "generation": generation, "cause": cause, "detail": detail}
+    if state.generations.get(key) == generation + 1 and cause != "it is gone":
+        return state, [Note("ended", f"{role} {rank} {died(cause)}", about)]  # why, as one learns later
     if state.generations.get(key) != generation or node is None or node not in state.nodes:
         return state, []
     deaths = state.start_deaths.get(role, 0) + (key not in state.ready)
@@ -500,8 +512,8 @@ def _replaced(state: State, role: str, rank: int, generation: int, cause: str) -
         start_deaths={**state.start_deaths, role: deaths},
         worker_deaths=state.worker_deaths + (role == "worker"),
     )
-    fields = {"role": role, "rank": rank, "node": node}
-    note = Note("replaced", f"{role} {rank} ended ({cause}) and is replaced", fields)
+    fields = {**about, "node": node, "ready": key in state.ready}
+    note = Note("replaced", f"{role} {rank} {died(cause)} and is replaced", fields)
     return changed, [note, StartProcess(node, role, rank, generation + 1)]
 
 
@@ -514,16 +526,19 @@ def _cannot_start(role: str, deaths: int, cause: str) -> HoldfastError:
     )
 
 
-def _node_lost(state: State, node: int, cause: str, attempt: int) -> Turn:
+def _node_lost(state: State, node: int, cause: str, attempt: int, event: NodeLost | None = None) -> Turn:
     """A node is gone: the others go on without it. The last one takes the attempt with it."""
     if node not in state.nodes:
         return state, []
     left = _without(state, node)
-    error = InfrastructureError(f"the agent of node {node} is gone: {cause}")
+    error = InfrastructureError(f"the agent of node {node} {cause}")
     trained = state.epoch > 0
+    fields: dict[str, Any] = {"node": node, "cause": f"its agent {cause}"}
+    if event is not None:
+        fields |= {"detection_s": event.detection_s, "detail": event.detail}
     if not left.nodes or (trained and not [n for n in state.members if n != node]):
-        return _failed(left, error), [Abandon(node)]
-    note = Note("node-lost", f"node {node} is lost ({cause}); the others go on", {"node": node})
+        return _failed(left, error), [Abandon(node), Note("node-lost", "", {**fields, "last": True})]
+    note = Note("node-lost", f"node {node} is lost, its agent {cause}: the others go on", fields)
     actions: list[Action] = [Abandon(node), note]
     if node in state.places:
         left = replace(left, down=left.down | {node})
@@ -784,7 +799,9 @@ def _fall_back(state: State, directory: str, error: Exception, attempt: int) -> 
 
 def _peer_failed(state: State, node: int, address: str, error: Exception, attempt: int) -> Turn:
     """A member could not get what another one has: another round brings together who is there."""
-    note = Note("peer", f"node {node} could not read from {address}: {error}", {"node": node})
+    peers = [f"node {n}" for n, found in state.found.items() if found.address == address]
+    fields = {"node": node, "address": address, "detail": str(error)}
+    note = Note("peer", f"node {node} cannot reach {peers[0] if peers else address}", fields)
     if state.phase is Phase.PREPARING:
         return state, [note]
     return _then([note], _round(state, attempt))
@@ -812,7 +829,7 @@ def _train(state: State, attempt: int) -> Turn:
     if state.epoch > 1 or len(members) > 1:
         cut = ", ".join(f"node {member.node} {member.high - member.low}" for member in members)
         who = f"{len(members)} nodes train together" if len(members) > 1 else "one node trains alone"
-        text = f"{who} from step {state.step} (microbatches: {cut})"
+        text = "" if state.asked else f"{who} from step {state.step} (microbatches: {cut})"
         fields = {"epoch": state.epoch, "nodes": list(state.members), "step": state.step}
         actions.append(Note("epoch", text, fields))
     return _then(actions, _settle(state, attempt))
@@ -866,7 +883,8 @@ def _signalled(state: State, status: Status, seconds_left: float | None, attempt
         return replace(state, phase=Phase.ENDED, status=status), []
     fits = seconds_left is None or state.checkpoint_s * CHECKPOINT_MARGIN <= seconds_left
     how = "with a checkpoint" if fits else f"without a checkpoint, which takes {state.checkpoint_s:.1f} s"
-    note = Note("stopping", f"{status.value}: stopping at the next step, {how}", {})
+    fields = {"status": status.value}
+    note = Note("stopping", f"{status.value}: stopping at the next step, {how}", fields)
     state = replace(state, status=status, asked=m.Stop(checkpoint=fits))
     if state.phase is not Phase.TRAINING:
         return state, [note]  # the members will be told when they are sent off

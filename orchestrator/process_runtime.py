@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orchestrator.events import Exited, Heard, NodeLost, Place
+from orchestrator.failures import died
 from orchestrator.runtime import DEAD_S, HEARTBEAT_S, START_S
 from workers.arithmetic import single_threaded_environment
 from workers.channel import Channel, address_for, connect
 from workers.main import resolve
+from workers.processes import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,6 +75,7 @@ class ProcessRuntime:
         self._children: list[_Child] = []
         self._progress: dict[int, Progress] = {}
         self._found = _listening(invocation)
+        self._watch = Watch(time.monotonic())
 
     def places(self, wanted: int) -> Mapping[int, Place]:
         """Every node; those with an agent of an earlier coordinator say so."""
@@ -123,23 +126,24 @@ class ProcessRuntime:
             try:
                 self._speak(agent, attempt)
             except (EOFError, OSError) as error:
-                events.append(self._lost(node, str(error)))
+                events.append(self._lost(node, _disconnected(error)))
         waiting = {a.listening.fileno(): n for n, a in self._agents.items() if a.listening is not None}
         poll = select.poll()
         for descriptor in waiting:
             poll.register(descriptor, select.POLLIN)
         connecting = len(waiting) < len(self._agents)
-        for descriptor, _ in poll.poll(
-            0 if events else (min(timeout_s, 0.01) if connecting else timeout_s) * 1000
-        ):
+        self._watch.waits(time.monotonic())
+        ready = poll.poll(0 if events else (min(timeout_s, 0.01) if connecting else timeout_s) * 1000)
+        self._watch.wakes(time.monotonic())
+        for descriptor, _ in ready:
             node = waiting[descriptor]
             try:
                 events += self._hear(node, self._agents[node])
             except (EOFError, OSError) as error:
-                events.append(self._lost(node, str(error)))
+                events.append(self._lost(node, _disconnected(error)))
         for node, agent in [*self._agents.items()]:
             if (silence := _silence(agent)) is not None:
-                events.append(self._lost(node, silence))
+                events.append(self._lost(node, *silence))
         return [*events, *self._exited()], self._progress
 
     def _speak(self, agent: _Agent, attempt: int) -> None:
@@ -166,8 +170,9 @@ class ProcessRuntime:
         agent.asked_at, agent.heard = None, True
         return [Heard(node, event) for event in events]
 
-    def _lost(self, node: int, cause: str) -> NodeLost:
+    def _lost(self, node: int, cause: str, silent_s: float = 0.0) -> NodeLost:
         """Give an agent up, with what is known of its end."""
+        detection_s = max(silent_s, time.monotonic() - self._watch.since)
         agent = self._agents.pop(node)
         for channel in (agent.listening, agent.telling):
             if channel is not None:
@@ -177,8 +182,8 @@ class ProcessRuntime:
         for child in self._children:
             if (child.node, child.role) == (node, "agent"):
                 with suppress(subprocess.TimeoutExpired):
-                    cause = _cause(child.process.wait(0.2))
-        return NodeLost(node, cause)
+                    cause = died(_cause(child.process.wait(0.2)))
+        return NodeLost(node, cause, detection_s)
 
     def _exited(self) -> list[Event]:
         """Subprocesses that have ended, reaped."""
@@ -190,7 +195,7 @@ class ProcessRuntime:
             if child.role != "agent":
                 events.append(Exited(child.node, child.role, child.rank, child.generation, cause))
             elif child.node in self._agents:
-                events.append(self._lost(child.node, cause))
+                events.append(self._lost(child.node, died(cause)))
         return events
 
     def abandon(self, node: int) -> None:
@@ -233,13 +238,17 @@ def _listening(invocation: str) -> dict[int, int]:
     return found
 
 
-def _silence(agent: _Agent) -> str | None:
-    """That an agent has not answered in time, in words; None if it still may."""
+def _silence(agent: _Agent) -> tuple[str, float] | None:
+    """That an agent has not answered in time, in words, and for how long; None if it still may."""
     if agent.heard and agent.asked_at is not None:
         silent = time.monotonic() - agent.asked_at - HEARTBEAT_S
-        return f"it was silent for {silent:.1f} s" if silent > DEAD_S else None
+        return (f"was silent for {silent:.1f} s", silent) if silent > DEAD_S else None
     waited = time.monotonic() - agent.since
-    return f"it did not answer for {waited:.0f} s" if not agent.heard and waited > START_S else None
+    return (f"did not answer for {waited:.0f} s", waited) if not agent.heard and waited > START_S else None
+
+
+def _disconnected(error: Exception) -> str:
+    return f"broke the connection off ({error})" if str(error) else "broke the connection off"
 
 
 def _cause(returncode: int) -> str:

@@ -326,7 +326,7 @@ class RayRuntime:
                     events.append(self._ended(ray, reference))
         else:
             time.sleep(timeout_s)
-        events += [NodeLost(n, why) for n, agent in self._agents.items() if (why := _silence(agent))]
+        events += [NodeLost(n, *why) for n, agent in self._agents.items() if (why := _silence(agent))]
         for event in events:
             if isinstance(event, NodeLost):
                 self._forget(event.node)
@@ -338,14 +338,14 @@ class RayRuntime:
         try:
             answer = ray.get(call)
         except ray.exceptions.RayActorError as error:
-            preempted = "its node was preempted: " if getattr(error, "preempted", False) else ""
-            return [NodeLost(node, f"{preempted}{_first_line(error)}")]
+            return [NodeLost(node, _end_of(error), time.monotonic() - agent.asked_at, str(error))]
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, Superseded):
                 raise error.cause from None
             raise
         except ray.exceptions.RayError as error:
-            return [NodeLost(node, _first_line(error))]
+            lost_for_s = time.monotonic() - agent.asked_at
+            return [NodeLost(node, f"cannot be reached ({_short(error)})", lost_for_s, str(error))]
         if kind == "telling":
             return []
         events, self._progress[node] = answer
@@ -354,15 +354,18 @@ class RayRuntime:
 
     def _ended(self, ray: Any, life: Any) -> Exited:
         node, role, rank, generation = self._lives.pop(life)
+        detail = ""
         try:
             ray.get(life)
             cause = "its connection to the agent ended"
+        except ray.exceptions.RayActorError as error:
+            cause, detail = "its process died", str(error)
         except ray.exceptions.RayError as error:
-            cause = _first_line(error)
+            cause, detail = _short(error), str(error)
         if (actor := self._actors.pop((node, role, rank), None)) is not None:
             with suppress(ray.exceptions.RayError):
                 ray.kill(actor)
-        return Exited(node, role, rank, generation, cause)
+        return Exited(node, role, rank, generation, cause, detail)
 
     def _draining(self) -> list[Event]:
         """Nodes that Ray is about to take away; a private interface, whose loss must not stop training."""
@@ -422,14 +425,28 @@ class RayRuntime:
             ray.shutdown()
 
 
-def _silence(agent: _Agent) -> str | None:
-    """That an agent has not answered in time, in words; None if it still may."""
+def _silence(agent: _Agent) -> tuple[str, float] | None:
+    """That an agent has not answered in time, in words, and for how long; None if it still may."""
     waited = time.monotonic() - agent.asked_at
     if agent.heard and agent.listening is not None and waited - HEARTBEAT_S > DEAD_S:
-        return f"it was silent for {waited - HEARTBEAT_S:.1f} s"
+        return f"was silent for {waited - HEARTBEAT_S:.1f} s", waited - HEARTBEAT_S
     if not agent.heard and time.monotonic() - agent.since > START_S:
-        return f"its actor did not start within {START_S:.0f} s"
+        return f"did not start within {START_S:.0f} s", START_S
     return None
+
+
+def _end_of(error: Exception) -> str:
+    """How an actor ended, as the end of a sentence about it: Ray's own text is a page."""
+    if getattr(error, "preempted", False):
+        return "was preempted with its machine"
+    text = str(error)
+    if "node" in text and any(word in text for word in ("node has died", "node died", "node was terminated")):
+        return "died with its machine"
+    return "died"
+
+
+def _short(error: Exception) -> str:
+    return type(error).__name__
 
 
 def _check_listening(address: str) -> None:

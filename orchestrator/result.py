@@ -47,10 +47,26 @@ class Result:
     steps_per_s: float | None = None
     """Committed steps per second of training, of the last attempt."""
 
+    failure: str | None = None
+    """The class of the error that ended it: infrastructure, user error, data error, ..."""
+
+    next: str | None = None
+    """What happens next, or what to do, in words."""
+
+    restarts_left: int | None = None
+    """Restarts after failures of the infrastructure that are in hand."""
+
+    goodput: float | None = None
+    """Steps per second over the whole time, divided by those while nothing disturbs the run."""
+
+    disturbances: list[dict[str, Any]] = field(default_factory=list)
+    """What has happened to the run, the last so many: class, cause, and what it cost."""
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values; numbers that are not finite become null."""
         value = asdict(self)
         value["loss"] = finite(self.loss)
+        value["goodput"] = None if self.goodput is None else round(self.goodput, 4)
         value["metrics"] = {name: finite(number) for name, number in self.metrics.items()}
         return value
 

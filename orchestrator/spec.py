@@ -162,6 +162,11 @@ class Job:
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     """What to do after failures."""
 
+    on_data_error: Literal["fail", "skip"] = "fail"
+    """What happens when a dataset cannot read samples (its `take` raises an OSError, a StorageError or an
+    exception of Arrow) and has been asked four times: fail, or leave that microbatch out of its step and put
+    it on record. What was left out may differ from one run to the next, and then so do the bits."""
+
     determinism: Literal["strict", "warn"] = "strict"
     """What happens when a run is resumed where arithmetic gives other bits: refuse it, or say so and go on.
     The workers of one attempt must always agree."""
@@ -199,6 +204,8 @@ class Job:
             raise ConfigurationError("Job(restart=...): give orchestrator.RestartPolicy(...)")
         if self.on_divergence not in ("stop", "ignore"):
             raise ConfigurationError(f"Job(on_divergence={self.on_divergence!r}): give 'stop' or 'ignore'")
+        if self.on_data_error not in ("fail", "skip"):
+            raise ConfigurationError(f"Job(on_data_error={self.on_data_error!r}): give 'fail' or 'skip'")
         if self.determinism not in ("strict", "warn"):
             raise ConfigurationError(f"Job(determinism={self.determinism!r}): give 'strict' or 'warn'")
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.life import check_beat, lives
+from orchestrator.failures import Kind, remedy
+from orchestrator.history import pace_of, read_ledger
+from orchestrator.life import check_beat, is_succeeded, lives
 from orchestrator.result import Result
-from orchestrator.totals import Totals
 from storage.errors import ConfigurationError
 from storage.run_directory import RunDirectory
 from storage.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.ledger import Ledger, Pace
+
+KILLED = "it was killed, with its coordinator"
+SHOWN = 10
+"""Disturbances that a person is shown."""
 
 
 def open_run(url: str) -> RunDirectory:
@@ -23,8 +35,8 @@ def open_run(url: str) -> RunDirectory:
 def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     """How the run stands, and the last sign of life that says so ({} if there was none).
 
-    A run whose coordinator is known to have died without a word has failed; one on another host is taken to
-    be running until its coordinator says otherwise.
+    A run whose coordinator is known to have died without a word, and that has nobody who starts another one,
+    has failed; one on another host is taken to be running until its coordinator says otherwise.
     """
     beat = run.newest_beat()
     latest = run.latest()
@@ -32,30 +44,116 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     digest = manifest.state_digest if manifest is not None else None
     if beat is None:
         url = run.store.url
-        return Result(run_dir=url, status="failed", error="it was never started", state_digest=digest), {}
+        never = Result(run_dir=url, status="failed", error="it was never started", state_digest=digest)
+        return replace(never, next="start it with `holdfast run`"), {}
     check_beat(beat, run.store.url)
-    totals = Totals.from_json(beat["totals"])
-    status, error = beat["status"], beat["error"]
-    if not beat["closed"] and lives(beat) is False:
-        status = "failed"
-        error = "its coordinator was killed: run the same command again to go on"
+    ledger, _ = read_ledger(run, beat)
+    status, error, failure = beat["status"], beat["error"], beat.get("class")
+    dead = not beat["closed"] and lives(beat) is False
+    succeeded = dead and is_succeeded(beat)
+    if dead and not succeeded:
+        status, error, failure = "failed", KILLED, Kind.INFRASTRUCTURE.value
     step, metrics = beat["step"], dict(beat["metrics"])
     if latest is not None and manifest is not None and latest.step > step:
         step, metrics = latest.step, dict(manifest.metrics)  # newer than the last sign of life
-    return (
-        Result(
-            run_dir=run.store.url,
-            status=status,
-            error=error,
-            step=step,
-            attempt=beat["attempt"],
-            loss=metrics.pop("loss", None),
-            metrics=metrics,
-            state_digest=digest,
-            restarts=totals.restarts,
-            worker_deaths=totals.worker_deaths,
-            steps_lost=totals.steps_lost,
-            steps_per_s=beat["steps_per_s"],
-        ),
-        beat,
+    left = beat.get("restarts_left")
+    result = Result(
+        run_dir=run.store.url,
+        status=status,
+        error=error,
+        step=step,
+        attempt=beat["attempt"],
+        loss=metrics.pop("loss", None),
+        metrics=metrics,
+        state_digest=digest,
+        steps_per_s=beat["steps_per_s"],
+        failure=failure if isinstance(failure, str) and status == "failed" else None,
+        restarts_left=left if type(left) is int else None,
     )
+    told = add_history(result, ledger, pace_of(beat))
+    if status == "running":
+        told = replace(told, next=_what_runs(beat, succeeded=succeeded))
+    return told, beat
+
+
+def add_history(result: Result, ledger: Ledger, pace: Pace) -> Result:
+    """The result with what has happened to the run, and what is to be done next if it has ended."""
+    return replace(
+        result,
+        restarts=ledger.restarts,
+        worker_deaths=ledger.worker_deaths,
+        steps_lost=ledger.steps_lost,
+        goodput=pace.goodput,
+        disturbances=[each.to_json() for each in ledger.disturbances],
+        next=what_next(result),
+    )
+
+
+def what_next(result: Result) -> str | None:
+    """What to do about a run that has ended; None where there is nothing to do."""
+    if result.status in ("preempted", "interrupted"):
+        return remedy(Kind.PREEMPTION)
+    if result.status != "failed":
+        return None
+    kinds = {kind.value: kind for kind in Kind}
+    if (result.error or "").startswith("stopped, because this is a crash loop"):
+        return "look at what was tried, and mend it; then run the same command again to go on"
+    return remedy(kinds.get(result.failure or "", Kind.INFRASTRUCTURE))
+
+
+def _what_runs(beat: Mapping[str, Any], *, succeeded: bool) -> str:
+    """What a run that goes on is doing."""
+    if succeeded:
+        return "its coordinator was killed: another one is being started, and training goes on meanwhile"
+    waiting = beat.get("waiting")
+    if isinstance(waiting, dict) and isinstance(waiting.get("until"), int | float):
+        left_s = max(0.0, waiting["until"] - time.time())
+        which = f"{waiting.get('number')} of {beat.get('max_restarts')}"
+        return f"waiting {left_s:.0f} s before restart {which}: {waiting.get('cause')}"
+    nodes, workers = beat.get("nodes"), beat["workers"]
+    where = f"on {_many(nodes, 'node')} with {_many(workers, 'worker')}"
+    match beat.get("phase"):
+        case "joining":
+            return "starting: waiting for its workers to load the job"
+        case "stopping":
+            return f"stopping at the next step, {where}"
+        case "preparing" | "starting":
+            return "bringing its nodes to the same step"
+    return f"running {where}"
+
+
+def _many(count: object, noun: str) -> str:
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def what_happened(disturbances: list[dict[str, Any]]) -> list[str]:
+    """The last disturbances of a run in words, one line each."""
+    lines = [_in_words(each) for each in disturbances[-SHOWN:]]
+    if (more := len(disturbances) - SHOWN) > 0:
+        lines.insert(0, f"{more} more before these: see --json, and the journal")
+    return lines
+
+
+def _in_words(each: Mapping[str, Any]) -> str:
+    clock = str(each["time"])[:19].replace("T", " ")
+    what = f"{clock} {each['class']}: {each['what']}"
+    if each["cause"] and each["cause"] not in what:
+        what += f" ({each['cause']})"
+    costs = []
+    if each["detection_s"] is not None:
+        costs.append(f"noticed within {brief(each['detection_s'])}")
+    if each["action"]:
+        costs.append(each["action"])
+    if each["recovery_s"] is not None:
+        costs.append(f"next step {brief(each['recovery_s'])} later")
+    if each["process"] or each["recovery_s"] is not None:
+        lost = each["steps_lost"]
+        costs.append(f"{lost or 'no'} step{'' if lost in (0, 1) else 's'} lost")
+    return f"{what}; {', '.join(costs)}" if costs else what
+
+
+def brief(seconds: float) -> str:
+    """A duration, as precise as anybody cares."""
+    if seconds < 0.0015:
+        return "1 ms"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -13,6 +13,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ _INVOCATION = "HOLDFAST_INVOCATION"
 _SECRET = "HOLDFAST_INVOCATION_SECRET"
 _SUPERVISOR = "HOLDFAST_SUPERVISOR"
 _DEATHS = "HOLDFAST_COORDINATOR_DEATHS"
+_DEATH = "HOLDFAST_COORDINATOR_DEATH"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -34,7 +36,7 @@ _inherited: dict[str, str] = {}
 
 def inherit() -> bool:
     """Learn what a supervisor has told this process, if it has one; what it starts learns nothing of it."""
-    for name in (_INVOCATION, _SECRET, _SUPERVISOR, _DEATHS):
+    for name in (_INVOCATION, _SECRET, _SUPERVISOR, _DEATHS, _DEATH):
         if name in os.environ:
             _inherited[name] = os.environ.pop(name)
     if _SUPERVISOR not in _inherited:
@@ -65,6 +67,12 @@ def predecessors() -> int:
     return int(_inherited.get(_DEATHS, "0"))
 
 
+def last_death() -> tuple[str, float | None]:
+    """What killed the last of them, and when, in seconds since the machine was started."""
+    cause, _, t = _inherited.get(_DEATH, "").partition("@")
+    return cause or "killed", float(t) if t else None
+
+
 def supervise() -> int:
     """Run this command line in a child until one ends by itself; returns its exit code.
 
@@ -77,7 +85,7 @@ def supervise() -> int:
         _SECRET: secret(),
         _SUPERVISOR: str(os.getpid()),
     }
-    deaths = 0
+    deaths, death = 0, ""
     child: subprocess.Popen[bytes] | None = None
     stopped = 0
 
@@ -93,7 +101,8 @@ def supervise() -> int:
     while True:
         command = [sys.executable, "-m", "orchestrator", *sys.argv[1:]]
         # In a group of its own, so that a terminal's Ctrl-C reaches it once, by way of us.
-        child = subprocess.Popen(command, env={**environment, _DEATHS: str(deaths)}, process_group=0)
+        told = {**environment, _DEATHS: str(deaths), _DEATH: death}
+        child = subprocess.Popen(command, env=told, process_group=0)
         if stopped:
             child.send_signal(stopped)
         code = _wait(child.pid)
@@ -103,9 +112,11 @@ def supervise() -> int:
         if stopped:
             return 130 if stopped == signal.SIGINT else 75
         deaths += 1
-        name = signal.Signals(-code).name
-        sys.stderr.write(f"the coordinator was killed by {name}: another one takes over\n")
-        sys.stderr.flush()
+        cause = f"killed by {signal.Signals(-code).name}"
+        death = f"{cause}@{time.monotonic():.4f}"
+        with suppress(OSError):
+            sys.stderr.write(f"the coordinator was {cause}\n")
+            sys.stderr.flush()
 
 
 def _wait(pid: int) -> int:

@@ -13,7 +13,9 @@
     |-- RunAlive                      4   another coordinator works on this run directory
     |-- Superseded                    4   a newer attempt has taken over
     |-- UserCodeError                 1   the user's model or data function raised
+    |-- DataError                     1   input cannot be read, though it was tried again
     |-- DivergenceError               1   the loss or the gradient is not finite
+    |-- CrashLoop                     1   restart after restart brought no new step
     `-- InfrastructureError           75  a process of ours died: running again resumes
 
 Each carries one line that says what is wrong, where, and what to do. The exit codes are those of
@@ -85,8 +87,16 @@ class UserCodeError(HoldfastError):
     """The user's model, data or engine raised; the message holds the user's traceback."""
 
 
+class DataError(HoldfastError):
+    """The dataset could not read samples, though that was tried again; the message holds what it raised."""
+
+
 class DivergenceError(HoldfastError):
     """The loss or the gradient of a step is not finite, and computing it again gives the same bits."""
+
+
+class CrashLoop(HoldfastError):
+    """The job was restarted again and again and made no new step: another restart would not help."""
 
 
 class InfrastructureError(HoldfastError):

@@ -520,8 +520,15 @@ class RunDirectory:
 
     def journal(self) -> list[dict[str, Any]]:
         """The events of all attempts, in the order of attempts."""
-        keys = catalog.journals(self.store.list(catalog.JOURNAL))
-        return [line for key in keys for line in self._json_lines(key)]
+        return [line for key in self.journals() for line in self.read_journal(key)]
+
+    def journals(self) -> list[str]:
+        """The keys of the journals, in the order of attempts."""
+        return catalog.journals(self.store.list(catalog.JOURNAL))
+
+    def read_journal(self, key: str) -> list[dict[str, Any]]:
+        """The events of one attempt. Raises CorruptCheckpoint if they cannot be read."""
+        return self._json_lines(key)
 
     def _json_lines(self, key: str) -> list[dict[str, Any]]:
         try:

@@ -15,12 +15,13 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from storage.errors import Superseded
 from workers.channel import Channel, accept, listen, wait_readable
-from workers.messages import Close, Command, Event, Progress
-from workers.processes import ProcessId, is_alive
+from workers.messages import Close, Command, Event, Lost, Progress
+from workers.processes import ProcessId, Watch, is_alive
 from workers.training import Training
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class AgentLoop:
         self._wake, self._woken = socket.socketpair()
         self._next_id = 0
         self._peers: dict[int, _Connection] = {}
+        self._watch_of_deaths = Watch()
 
     # -- the coordinator's side: any thread ---------------------------------------------------------------
 
@@ -137,7 +139,9 @@ class AgentLoop:
         self._last_word = time.monotonic()
         try:
             while not self._closed:
+                self._watch_of_deaths.waits(time.monotonic())
                 ready = self._selector.select(self._training.deadlines.wait_s(time.monotonic(), LOOK_S))
+                self._watch_of_deaths.wakes(time.monotonic())
                 self._training.deadlines.look(time.monotonic())
                 for key, _ in ready:
                     key.data(key.fileobj)
@@ -170,12 +174,18 @@ class AgentLoop:
         self._selector.register(pidfd, selectors.EVENT_READ, gone)
 
     def _publish(self) -> None:
-        events = self._training.take_events()
+        events = [self._dated(event) for event in self._training.take_events()]
         with self._condition:
             self._progress = self._training.progress()
             if events:
                 self._outbox += events
                 self._condition.notify_all()
+
+    def _dated(self, event: Event) -> Event:
+        """With how long, at most, the end of a process has gone unnoticed."""
+        if not isinstance(event, Lost):
+            return event
+        return replace(event, detection_s=time.monotonic() - self._watch_of_deaths.since)
 
     def _accept(self, listener: socket.socket) -> None:
         channel = accept(listener)

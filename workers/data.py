@@ -8,15 +8,19 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import sys
+import time
 import zlib
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from blake3 import blake3
 
-from storage.errors import ConfigurationError
+from storage.errors import ConfigurationError, DataError, StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, NDArray
 
     from workers.engine import Batch
@@ -34,6 +38,41 @@ class Dataset(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """What the data is, as JSON values: equal for equal content, on any machine."""
+
+
+REREADS = 3
+PAUSE_S = 0.1
+"""Seconds before the first of them; each next pause is twice as long."""
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """Whether an exception of a dataset's `take` says that input cannot be read, and not that code is wrong.
+
+    It is one of the operating system, of a store, or of Arrow (which may not have been imported).
+    """
+    arrow = getattr(sys.modules.get("pyarrow"), "ArrowException", None)
+    kinds = (OSError, StorageError, *([arrow] if isinstance(arrow, type) else []))
+    return isinstance(error, kinds)
+
+
+def read_patiently(dataset: Dataset, indices: NDArray[np.int64], tell: Callable[[str], None]) -> Batch:
+    """Take samples; what cannot be read is read again, and `tell` told why.
+
+    Raises DataError with what the dataset raised if that does not help. Other exceptions are the dataset's.
+    """
+    for tries in range(REREADS + 1):
+        try:
+            return dataset.take(indices)
+        except Exception as error:
+            if not is_unreadable(error):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            if tries == REREADS:
+                many = f"{REREADS + 1} times"
+                raise DataError(f"the data could not be read, which was tried {many}: {what}") from error
+            tell(what)
+            time.sleep(PAUSE_S * 2**tries)
+    raise AssertionError("the last try returns or raises")
 
 
 class ArrayDataset:

@@ -200,6 +200,7 @@ class Lost:
     """A worker or writer ended or was cut off; its work, if any, was handed on.
 
     `cause` says why it was superseded; it is empty where the process ended by itself.
+    That was noticed `detection_s` seconds after it happened, at most.
     """
 
     role: str
@@ -210,6 +211,7 @@ class Lost:
     phase: str
     generation: int = 0
     cause: str = ""
+    detection_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +348,23 @@ class Doubted:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The dataset could not read a piece of work: it is read again, or skipped for good."""
+
+    name: str
+    message: str
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The first step is committed since training began, or since workers were lost, `seconds` ago."""
+
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Training stopped at a step boundary: done, or stopped as asked."""
 
@@ -372,6 +391,8 @@ Event: TypeAlias = (
     | Retried
     | Diverged
     | Doubted
+    | Unreadable
+    | Recovered
     | Finished
 )
 

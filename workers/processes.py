@@ -100,3 +100,26 @@ def available_memory(directory: str) -> int:
 def _text(path: str) -> str:
     with open(path, encoding="ascii") as file:
         return file.read()
+
+
+class Watch:
+    """Bounds how long something has waited to be noticed by a loop that handles, and then waits, by turns.
+
+    What happens while the loop waits is noticed at once; what happens while it handles something, when that
+    is done.
+    """
+
+    __slots__ = ("_busy_since", "_waits_since", "since")
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.since = self._busy_since = self._waits_since = now
+
+    def waits(self, now: float) -> None:
+        """The loop begins to wait."""
+        self._waits_since = now
+
+    def wakes(self, now: float) -> None:
+        """The loop has something to handle: it cannot have happened before `since`."""
+        waited = now - self._waits_since > 0.001
+        self.since = now if waited else self._busy_since
+        self._busy_since = now

@@ -34,6 +34,10 @@ class JobParts(Protocol):
     def validation(self) -> Callable[[], Dataset] | None:
         """Opens the validation data, if there is any."""
 
+    @property
+    def on_data_error(self) -> str:
+        """ "fail" or "skip"."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -42,6 +46,8 @@ class Task:
     engine: Engine
     data: Dataset
     validation: Dataset | None
+    skips_unreadable: bool = False
+    """Whether microbatches whose samples cannot be read are left out."""
 
     @classmethod
     def load(cls, source: bytes) -> Task:
@@ -52,7 +58,7 @@ class Task:
         engine = as_engine(parts.model())
         data = _dataset(parts.data(), "data")
         validation = _dataset(parts.validation(), "validation") if parts.validation is not None else None
-        return cls(engine, data, validation)
+        return cls(engine, data, validation, parts.on_data_error == "skip")
 
     def describe(self) -> dict[str, Any]:
         """What must be equal on all workers and attempts, and what the node's memory is sized by."""

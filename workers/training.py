@@ -46,6 +46,7 @@ from workers.messages import (
     Process,
     Progress,
     Ready,
+    Recovered,
     Replay,
     Restore,
     RestoreFailed,
@@ -54,6 +55,7 @@ from workers.messages import (
     Started,
     Stop,
     Train,
+    Unreadable,
 )
 from workers.reduction import Reduction, added
 from workers.saving import Saving
@@ -185,6 +187,7 @@ class Training:
         self._failure: Exception | None = None
         self._trace: list[tuple[int, int, int]] | None = [] if os.environ.get("HOLDFAST_TRACE") else None
         self._dispatched_ns = 0
+        self._disturbed_at: float | None = None  # no step was committed since
 
     @property
     def _writer(self) -> Peer | None:
@@ -360,6 +363,7 @@ class Training:
         self._phase = Phase.EXCHANGE
 
     def _train(self, plan: Plan, stop: Stop | None) -> None:
+        self._disturb()
         self._close_reduction()
         self._plan, self._stop = plan, stop
         self._saving.stored_step = plan.stored_step  # all nodes have to agree on what is stored
@@ -456,6 +460,8 @@ class Training:
                 self.deadlines.starts(peer.id, self._clock())
             case "notice":
                 self._events.append(Noticed(*arguments))
+            case "unreadable":
+                self._unreadable(*arguments)
             case "failed" if peer.role == "writer":
                 self.deadlines.forget(peer.id)
                 self._writer_failed(*arguments)
@@ -528,6 +534,7 @@ class Training:
             self._writers.pop(peer.id, None)
             self._report(self._saving.lost(peer.id, _death(peer, cause)))
         elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier:
+            self._disturb()
             item, deaths, assignments = self._barrier.lost(peer.id)
             if item is not None and deaths >= MAX_DEATHS:
                 self._fail(_too_deadly(self._name(item), deaths, cause))
@@ -614,6 +621,15 @@ class Training:
             self._events.append(Retried(name, str(error).rpartition("\n")[2]))
             self._send(assignments)
             self._let_leave(peer)
+
+    def _unreadable(self, ticket: int, item: int, message: str, skipped: bool) -> None:
+        if ticket == self._ticket:
+            self._events.append(Unreadable(self._name(item), message, skipped))
+
+    def _disturb(self) -> None:
+        """Something keeps the node from training: the next step that is committed tells for how long."""
+        if self._disturbed_at is None:
+            self._disturbed_at = time.monotonic()
 
     def _name(self, item: int) -> str:
         """A piece of work, as users are told of it."""
@@ -823,6 +839,9 @@ class Training:
         self._metrics = averages(description["metrics"], totals)
         arena.commit(plan.attempt, plan.epoch, self._step + 1, self._target, self._aux(self._metrics))
         self._step, self._buffer = self._step + 1, self._target
+        if self._disturbed_at is not None:
+            self._events.append(Recovered(self._step, time.monotonic() - self._disturbed_at))
+            self._disturbed_at = None
         if self._trace is not None:
             self._trace.append((self._step, self._dispatched_ns, time.monotonic_ns()))
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from storage.errors import HoldfastError, UserCodeError
+from storage.errors import DataError, HoldfastError, UserCodeError
 from workers.channel import Channel, connect
+from workers.data import read_patiently
 from workers.deadlines import BEAT_S
 from workers.faults import Fault, planned_fault
 from workers.parts import Parts
@@ -28,6 +29,11 @@ from workers.tracebacks import summary, user_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from workers.data import Dataset
+    from workers.engine import Batch
 
 BLOCK = 1 << 15
 """Elements that an update handles at a time: the operands of a block stay in the cache."""
@@ -153,10 +159,13 @@ class Worker:
             lose = self._strike(step, "forward")
             try:
                 low, high = bounds[item]
-                batch = data.take(indices[low:high])
-                streams = Streams(self._seed, step, item)
-                sums = engine.loss_and_grad(self._params[buffer], batch, streams, self._grads[slot])
-                self._arena.sums[slot][:] = sums
+                batch = self._read(data, indices[low:high], ticket, item)
+                if batch is None:
+                    self._grads[slot][:], self._arena.sums[slot][:] = 0, 0  # of no weight in any sum
+                else:
+                    streams = Streams(self._seed, step, item)
+                    sums = engine.loss_and_grad(self._params[buffer], batch, streams, self._grads[slot])
+                    self._arena.sums[slot][:] = sums
             except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
@@ -236,11 +245,29 @@ class Worker:
             low = item * self._batch_size
             indices = np.arange(low, min(low + self._batch_size, len(validation)))
             try:
-                sums = self._task.engine.evaluate(self._params[buffer], validation.take(indices))
+                batch = self._read(validation, indices, ticket, item)
+                if batch is None:
+                    sums = np.zeros((self._arena.spec.num_metrics, 2))
+                else:
+                    sums = self._task.engine.evaluate(self._params[buffer], batch)
             except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
             self._channel.send("done", ticket, item, sums)
+
+    def _read(self, data: Dataset, indices: NDArray[np.int64], ticket: int, item: int) -> Batch | None:
+        """Take samples, again if they cannot be read; None if they never can, and the job skips such."""
+
+        def tell(message: str) -> None:
+            self._channel.send("unreadable", ticket, item, message, False)
+
+        try:
+            return read_patiently(data, indices, tell)
+        except DataError as error:
+            if not self._task.skips_unreadable:
+                raise
+            self._channel.send("unreadable", ticket, item, str(error), True)
+            return None
 
     def _strike(self, step: int, phase: str) -> bool:
         """Whether a planned fault spoils the result."""
