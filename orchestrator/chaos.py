@@ -271,8 +271,8 @@ class Report:
 
     @property
     def findings(self) -> dict[str, Finding]:
-        """Of each invariant."""
-        return judge(self.seen)
+        """Of each invariant; none if the job was not even begun to be disturbed."""
+        return judge(self.seen) if self.seen.commands else {}
 
     @property
     def holds(self) -> bool:
@@ -329,6 +329,8 @@ class Report:
 
     def text(self) -> str:
         """For a person."""
+        if not self.seen.commands:
+            return str(self.too_short)
         seen = self.seen
         recoveries = self.recoveries()
         lines = [

@@ -353,7 +353,8 @@ class Campaign:
             self._rate = (self._running_watch().step - first) / seconds
 
     def _too_short(self, what: str) -> _TooShort:
-        steps = self._plan.steps(self._rate or 1.0)
+        rate = self._running().result().get("steps_per_s") or self._rate
+        steps = self._plan.steps(rate) if rate else 0
         if self._request.steps is not None:
             steps = max(steps, 2 * self._request.steps)
         return _TooShort(f"the job is too short to be disturbed so: it {what}: give --steps {steps} or more")
