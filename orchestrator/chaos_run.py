@@ -185,22 +185,22 @@ class Campaign:
 
     def _stop_early(self) -> None:
         """A short run gets SIGTERM; it also shows how fast the job is."""
-        steps = self._request.steps or ENDLESS
-        self._begin("stopped", steps, "--grace-period", f"{GRACE_S:g}")
+        self._steps = self._request.steps or ENDLESS
+        self._begin("stopped", self._steps, "--grace-period", f"{GRACE_S:g}")
         began_s, first = self._first_step("SIGTERM")
         warm_s = self._rng.uniform(*WARM_UP_S)
-        while self._code() is None and time.monotonic() - began_s < warm_s:
+        while self._at_work() and time.monotonic() - began_s < warm_s:
             self._rest()
         self._measure(began_s, first)
         command = self._running()
         asked_s = time.monotonic()
-        if self._code() is None:
+        if self._at_work():
             os.kill(command.pid, signal.SIGTERM)
         while (code := self._code()) is None and time.monotonic() - asked_s < 2 * GRACE_S:
             self._rest()
         seconds = time.monotonic() - asked_s
         step = int(command.result().get("step", -1))
-        if code == 0:
+        if code == 0 or not self._at_work(code):
             raise self._too_short("ended before it could be asked to stop")
         latest = RunDirectory(open_store(self._url)).latest()
         checkpoint = None if latest is None else latest.step
@@ -297,6 +297,10 @@ class Campaign:
     def _code(self) -> int | None:
         return self._running().code()
 
+    def _at_work(self, code: int | None = None) -> bool:
+        """Whether there are steps to be made, by a command that has not ended."""
+        return self._code() == code and self._running_watch().step < self._steps
+
     def _rest(self) -> None:
         """Wait a moment; workers whose time has come go on. Raises InfrastructureError if the run hangs."""
         time.sleep(POLL_S)
@@ -376,7 +380,7 @@ class Campaign:
         """Strike as soon as there is whom the fault can strike; False if the run ended or nobody came."""
         strike = {"node": self._strike_node, "all": self._strike_all}.get(fault.kind, self._strike_one)
         deadline = time.monotonic() + TARGET_S
-        while self._code() is None and time.monotonic() < deadline:
+        while self._at_work() and time.monotonic() < deadline:
             if (delivered := strike(fault)) is not None:
                 self.seen.faults.append(delivered)
                 self._tell(f"step {delivered.step}: {delivered.text}")
