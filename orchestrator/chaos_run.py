@@ -357,8 +357,10 @@ class Campaign:
             self._rate = (self._running_watch().step - first) / seconds
 
     def _too_short(self, what: str) -> _TooShort:
-        rate = self._running().result().get("steps_per_s") or self._rate
-        steps = self._plan.steps(rate) if rate else 0
+        trace = self._running_watch().trace
+        seconds = trace[-1][0] - trace[0][0] if trace else 0.0
+        rate = self._rate or (trace[-1][1] - trace[0][1]) / max(seconds, 0.1) if trace else 0.0
+        steps = self._plan.steps(rate)
         if self._request.steps is not None:
             steps = max(steps, 2 * self._request.steps)
         return _TooShort(f"the job is too short to be disturbed so: it {what}: give --steps {steps} or more")
@@ -460,17 +462,16 @@ class Campaign:
     def _strike_all(self, fault: Fault) -> Delivered | None:
         """Kill everything, see that the latest checkpoint is good, and give the same command again."""
         command = self._running()
-        step, began_s = self._running_watch().step, time.monotonic()
         killed = kill_all(command.pid, self._others())
-        took_s = time.monotonic() - began_s
         self._continue = []
         self._note_restores(command)
         command.code()
         self._verify("after everything was killed")
         self._start()
         text = f"everything killed ({len(killed)} processes), and the same command given again"
-        # What it took to verify is not part of the recovery.
-        return Delivered("all", time.monotonic() - took_s, step, tuple(m.role for m in killed), text)
+        # What it took to verify is not part of the recovery, which begins with the command.
+        roles = tuple(member.role for member in killed)
+        return Delivered("all", time.monotonic(), self._running_watch().step, roles, text)
 
     def _verify(self, when: str) -> None:
         run = RunDirectory(open_store(self._url))

@@ -180,6 +180,11 @@ class Training:
         events, self._events = self._events, []
         return events
 
+    @property
+    def phase(self) -> str:
+        """What the node is doing, by the name of its `Phase`."""
+        return self._phase.value
+
     def progress(self) -> Progress:
         """Where training is."""
         return Progress(self._step, self._metrics, len(self._workers))
