@@ -27,6 +27,8 @@ from workers.training import Training
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from workers.faults import Fault
+
 LEASE_S = 30.0
 """Seconds without a word from a coordinator after which an agent ends itself and its workers.
 
@@ -76,8 +78,10 @@ class AgentLoop:
         host: str = "127.0.0.1",
         lease_s: float = LEASE_S,
         supervisor: ProcessId | None = None,
+        fault: Fault | None = None,
     ) -> None:
         self.address = address
+        self._fault = fault
         self._lease_s = lease_s
         self._supervisor = supervisor
         self._training = Training(host, self._call)
@@ -146,6 +150,8 @@ class AgentLoop:
                 for key, _ in ready:
                     key.data(key.fileobj)
                 self._supersede()
+                if self._fault is not None:
+                    self._fault.strike(self._training.progress().step, self._training.phase)
                 self._publish()
                 if time.monotonic() - self._last_word > self._lease_s:
                     break

@@ -4,7 +4,8 @@ HOLDFAST_FAULTS holds a JSON list such as `[{"kill": "worker", "rank": 1, "step"
 with "hang" for "kill" the process stops itself, and with "flip" a worker puts a NaN into its result once:
 into the loss (forward), the gradient (backward) or the sum of gradients (reduce). `rank` is 0 unless given. A
 process started as the k-th of its role and rank obeys the k-th entry for them, so that each entry strikes
-once although what it killed is replaced and the work redone.
+once although what it killed is replaced and the work redone. Where the count begins anew, as that of agents
+does with an attempt, `once` is the path of a file that must not exist: whoever creates it is struck.
 """
 
 from __future__ import annotations
@@ -19,7 +20,19 @@ from storage.errors import ConfigurationError
 
 PHASES = {
     "worker": ("forward", "backward", "reduce", "update"),
-    "writer": ("before", "after"),
+    "writer": ("before", "after", "restore"),
+    "agent": (
+        "initialise",
+        "restore",
+        "copy",
+        "gradient",
+        "reduce",
+        "exchange",
+        "update",
+        "evaluate",
+        "drain",
+    ),
+    "coordinator": ("plan", "restore", "before", "after", "collection"),
 }
 
 
@@ -34,6 +47,7 @@ class Fault:
     step: int
     phase: str
     kind: str = "kill"
+    once: str = ""
     struck: bool = False
 
     def strike(self, step: int, phase: str) -> bool:
@@ -41,6 +55,11 @@ class Fault:
         if phase != self.phase or step < self.step or self.struck:
             return False
         self.struck = True  # one that is continued goes on
+        if self.once:
+            try:
+                os.close(os.open(self.once, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return False
         if self.kind == "flip":
             return True
         os.kill(os.getpid(), SIGNALS[self.kind])
@@ -66,4 +85,8 @@ def planned_fault(role: str, rank: int, generation: int) -> Fault | None:
 def _entry(value: dict[str, Any]) -> tuple[str, int, Fault]:
     """Whose fault it is (role, rank), and the fault."""
     kind = next((kind for kind in KINDS if kind in value), "kill")
-    return value[kind], value.get("rank", 0), Fault(int(value["step"]), value["phase"], kind)
+    return (
+        value[kind],
+        value.get("rank", 0),
+        Fault(int(value["step"]), value["phase"], kind, value.get("once", "")),
+    )

@@ -205,6 +205,11 @@ class Training:
         doomed, self._doomed = self._doomed, []
         return doomed
 
+    @property
+    def phase(self) -> str:
+        """What the node is doing, by the name of its `Phase`."""
+        return self._phase.value
+
     def progress(self) -> Progress:
         """Where training is."""
         return Progress(self._step, self._metrics, len(self._workers))
