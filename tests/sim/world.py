@@ -1,8 +1,8 @@
 """Several nodes and their coordinators in virtual time.
 
 `AgentLoop` (without its sockets), `Training` and `machine.transition` are the real ones, over real, tiny
-arenas. Workers, writers, the network, the storage and the clock are played: what can happen next happens in an
-order drawn from a printed seed.
+arenas. Workers, writers, the network, the storage and the clock are played: what can happen next happens in
+an order drawn from a printed seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator import machine
 from orchestrator.events import Status
 from orchestrator.machine import Phase
 from storage import catalog
-from storage.errors import HoldfastError, InfrastructureError, StorageError, Superseded
+from storage.errors import InfrastructureError, StorageError, Superseded
 from storage.manifest import Base
 from tests.sim.network import Network, PlayedExchange
 from tests.sim.players import IN_FLIGHT, Player
