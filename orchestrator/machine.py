@@ -724,6 +724,8 @@ def _bring(state: State, chosen: BaseChosen) -> Turn:
         at = (chosen.base.attempt, step)
         states = {n: each.found for n, each in state.found.items() if each.found is not None}
         holders = [n for n, found in states.items() if (found.attempt, found.step) == at]
+        if not holders:
+            raise _illegal(state, chosen)  # it is what none of them has found
         fields = {"step": step, "from": "memory"}
         note = Note("resume", f"going on from step {step}, found in shared memory", fields)
         return _then([note], _lead(state, holders[0], [m.Adopt()]))

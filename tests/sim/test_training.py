@@ -7,20 +7,23 @@ the last events; `HOLDFAST_SIM_SEED=17 pytest tests/sim/test_training.py` plays 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 
 from orchestrator.events import Status
 from tests.sim.network import PlayedExchange
+from tests.sim.players import Player
 from tests.sim.world import Odds, World, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CHUNK = 20
+CHUNK = 50
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +55,7 @@ def played(world: World) -> World:
             world.forget()
             world.up = {*world.room}
             world.succeed()
-        raise AssertionError("it is stopped for ever")  # noqa: TRY301 - told with its seed as any other
+        pytest.fail("it is stopped for ever")
     except BaseException as error:
         told(world, error)
         raise
@@ -86,7 +89,61 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@seeds(60)
+@seeds(400)
 def test_every_run_ends_in_the_bits_of_the_undisturbed_one(kind: str, chosen: range) -> None:
     for seed in chosen:
         played(World(seed, f"{kind}-{seed}", KINDS[kind]))
+
+
+@seeds(40)
+def test_an_undisturbed_run_ends_with_the_processes_it_began_with(chosen: range) -> None:
+    quiet = Odds(disturbances=0, raising=0, writing_fails=0, commit_fails=0, fetch_fails=0)
+    for seed in chosen:
+        world = World(seed, f"quiet-{seed}", quiet)
+        played(world)
+        roles = Counter(action.role for action in world.coordinator.started)
+        assert world.players == roles["worker"] + roles["writer"]
+        assert set(world.coordinator.state.generations.values()) == {0}
+
+
+@seeds(100)
+def test_damaged_checkpoints_are_left_for_those_before_them(chosen: range) -> None:
+    """All memory is gone, and the newest checkpoint is bad."""
+    for seed in chosen:
+        world = World(seed, f"damaged-{seed}", Odds(disturbances=3))
+        played(world)
+        world.damaged.add(world.newest_checkpoint() or "")
+        world.steps += 2
+        for node in world.room:
+            world.lose_machine(node)
+        world.up = {*world.room}
+        world.visible = -1
+        world.succeed()
+        played(world)
+        assert any("falling back" in line for line in world.log)
+
+
+@pytest.mark.parametrize("phase", ["initialise", "gradient", "reduce", "update", "evaluate"])
+def test_work_that_kills_every_worker_ends_the_run_naming_it(
+    phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash in native code, or out of memory: redoing it for ever helps nobody."""
+
+    died: list[int] = []
+
+    def die(player: Player, *_: object) -> None:
+        player.alive = False
+        died.append(player.world.seed)
+
+    monkeypatch.setattr(Player, phase, die)
+    quiet = Odds(disturbances=0, raising=0, writing_fails=0, commit_fails=0, fetch_fails=0)
+    for seed in range(60):
+        world = World(seed, f"deadly-{seed}", quiet)
+        try:
+            played(world)
+        except AssertionError as error:
+            assert re.match(r"UserCodeError\(.*(killed|die while)", str(error))  # noqa: PT017 it may also end well
+            assert seed in died
+        else:
+            assert seed not in died
+    assert died
