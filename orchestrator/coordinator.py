@@ -555,7 +555,7 @@ def _causes_first(events: Sequence[e.Event]) -> list[e.Event]:
     ordered: list[e.Event] = []
     for event in events:
         match event:
-            case e.Heard(node, m.Lost(role, rank, generation=generation)):
+            case e.Heard(node, m.Lost(role, rank, generation=generation, cause="")):
                 ended = ends.get((node, role, rank, generation))
                 if ended is not None and ended not in ordered:
                     ordered.append(ended)

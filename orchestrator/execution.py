@@ -35,7 +35,7 @@ from storage.errors import (
 )
 from storage.run_directory import Attempt, RunDirectory
 from storage.store import open_store
-from workers.arenas import discard_arena
+from workers.arenas import discard_arena, sweep
 from workers.engine import as_engine
 from workers.task import state_arrays
 
@@ -163,6 +163,7 @@ class _Execution:
 
     def run(self) -> tuple[Result, Exception | None]:
         """One attempt after another, as the policy allows."""
+        sweep(keep=str(self._identity["place_id"]) if self._identity is not None else "")
         try:
             return self._run_attempts()
         finally:

@@ -55,6 +55,9 @@ _ERRORS: tuple[tuple[type[BaseException], Kind], ...] = (
     (RunAlive, Kind.SUPERSEDED),
 )
 
+GONE = "it is gone"
+"""The cause of an end of which nobody knows more yet."""
+
 _AGAIN = "run the same command again to go on"
 
 _REMEDIES = {
@@ -97,9 +100,9 @@ def classify_event(event: Event) -> Kind | None:
     return None
 
 
-def restarts(kind: Kind) -> bool:
-    """Whether starting the job again can help against a failure of this class."""
-    return kind is Kind.INFRASTRUCTURE
+def can_restart(error: BaseException) -> bool:
+    """Whether starting the job again can help against a failure."""
+    return classify(error) is Kind.INFRASTRUCTURE and not isinstance(error, CrashLoop)
 
 
 def remedy(kind: Kind) -> str:
@@ -117,4 +120,6 @@ def died(cause: str) -> str:
     """How a process ended, as the end of a sentence about it."""
     if cause.startswith("killed by "):
         return f"was {cause}"
-    return f"ended ({cause})" if cause and cause != "it is gone" else "is gone"
+    if cause.startswith("it did not "):  # and was superseded
+        return f"{cause.removeprefix('it ')} and was killed"
+    return f"ended ({cause})" if cause and cause != GONE else "is gone"

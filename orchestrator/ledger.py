@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.failures import Kind, died
+from orchestrator.failures import GONE, Kind, died
 from orchestrator.restart import COORDINATOR, JOB, Restart
 from orchestrator.totals import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 LISTED = 100
 """Disturbances that a ledger holds; older ones only count."""
@@ -366,19 +366,19 @@ def _lost(ledger: Ledger, entry: Mapping[str, Any]) -> Ledger:
 
 def _ended(ledger: Ledger, entry: Mapping[str, Any]) -> Ledger:
     """What the runtime knows of it: why."""
-    cause = str(entry["cause"])
-    return _amended(
-        ledger,
-        entry,
-        lambda each: {
-            "cause": cause,
-            "detail": str(entry.get("detail", "")),
-            "what": each.what.replace(died(each.cause), died(cause), 1),
-        },
-    )
+    cause, detail = str(entry["cause"]), str(entry.get("detail", ""))
+
+    def change(each: Disturbance) -> dict[str, Any]:
+        if each.cause not in ("", GONE):
+            return {}  # that is why it was killed
+        return {"cause": cause, "detail": detail, "what": each.what.replace(died(GONE), died(cause), 1)}
+
+    return _amended(ledger, entry, change)
 
 
-def _amended(ledger: Ledger, entry: Mapping[str, Any], change: Any) -> Ledger:
+def _amended(
+    ledger: Ledger, entry: Mapping[str, Any], change: Callable[[Disturbance], dict[str, Any]]
+) -> Ledger:
     """With more about the end of the process that an entry names."""
     process, generation = f"{entry['role']} {_count(entry['rank'])}", _count(entry["generation"])
     listed = list(ledger.disturbances)

@@ -46,7 +46,7 @@ from orchestrator.events import (
     Tell,
     Waited,
 )
-from orchestrator.failures import died
+from orchestrator.failures import GONE, died
 from orchestrator.membership import assign, choose, spans
 from storage.catalog import divergence_key
 from storage.errors import (
@@ -367,7 +367,7 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
             text = f"{role} {rank} (process {pid}) is gone, in {phase} after step {step}"
             if cause:
                 text, fields = f"{text}: {cause} and was killed", {**fields, "cause": cause}
-            state, actions = _replaced(state, role, rank, generation, cause or "it is gone")
+            state, actions = _replaced(state, role, rank, generation, cause or GONE)
             return state, [*actions, Note("lost", text, fields)] if ready else actions
         case m.Noticed(reason, seconds_left):
             return _draining(state, node, reason, seconds_left, attempt)
@@ -497,7 +497,7 @@ def _replaced(state: State, role: str, rank: int, generation: int, cause: str, d
     key = (role, rank)
     node = state.workers.get(rank) if role == "worker" else rank
     about = {"role": role, "rank": rank, "generation": generation, "cause": cause, "detail": detail}
-    if state.generations.get(key) == generation + 1 and cause != "it is gone":
+    if state.generations.get(key) == generation + 1 and cause != GONE:
         return state, [Note("ended", f"{role} {rank} {died(cause)}", about)]  # why, as one learns later
     if state.generations.get(key) != generation or node is None or node not in state.nodes:
         return state, []

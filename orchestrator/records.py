@@ -53,7 +53,8 @@ class Records:
         self._look: Callable[[], bool] = bool
         self._entries: list[dict[str, Any]] = []
         self._noted = 0  # entries of all attempts
-        self._written = 0
+        self._stored = 0
+        self._settled = 0  # stored, or the storage has failed to
         self._beats = 0
         self._lock = threading.Lock()  # of the entries and the ledger
         self._writing = threading.Lock()
@@ -116,7 +117,7 @@ class Records:
 
     def durable(self, number: int) -> bool:
         """Whether the note of this number is stored, or the storage has failed to."""
-        return self._written >= number
+        return self._settled >= number
 
     def keep(self, *, strict: bool = False) -> None:
         """Store journal and sign of life, in that order.
@@ -130,8 +131,9 @@ class Records:
                 return
             self._beats += 1
             try:
-                if noted > self._written:
+                if noted > self._stored:
                     self._run.write_journal(attempt, lines)
+                    self._stored = noted
                 self._run.beat(attempt, {**self._sign(), "counter": self._beats})
             except (StorageError, ConfigurationError) as error:
                 if strict:
@@ -139,7 +141,7 @@ class Records:
                 text = f"the run's records could not be written: {error}"
                 self._observer.note(Note("storage", text, {}))
             finally:
-                self._written = noted
+                self._settled = noted
 
     def stop(self) -> None:
         """Write no more but when asked to."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.failures import classify, in_short, restarts
+from orchestrator.failures import can_restart, classify, in_short
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -75,9 +75,8 @@ def decide(
     after the first `since` count, because a person who runs the command again has a reason to.
     """
     what = in_short(failure)
-    kind = classify(failure)
-    if not restarts(kind):
-        return Decision(False, 0.0, f"not restarted: {what} ({kind.value})")
+    if not can_restart(failure):
+        return Decision(False, 0.0, f"not restarted: {what} ({classify(failure).value})")
     fruitless = _fruitless(policy, history[since:], highest_step, of)
     if of in (JOB, COORDINATOR) and len(fruitless) >= policy.crash_loop:
         return Decision(False, 0.0, _crash_loop(fruitless, highest_step, what), looping=True)

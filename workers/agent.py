@@ -98,6 +98,7 @@ class AgentLoop:
         self._next_id = 0
         self._peers: dict[int, _Connection] = {}
         self._watch_of_deaths = Watch()
+        self._hung: dict[int, float] = {}  # process -> seconds until it was superseded
 
     # -- the coordinator's side: any thread ---------------------------------------------------------------
 
@@ -191,7 +192,8 @@ class AgentLoop:
         """With how long, at most, the end of a process has gone unnoticed."""
         if not isinstance(event, Lost):
             return event
-        return replace(event, detection_s=time.monotonic() - self._watch_of_deaths.since)
+        unnoticed_s = time.monotonic() - self._watch_of_deaths.since
+        return replace(event, detection_s=self._hung.pop(event.pid, unnoticed_s))
 
     def _accept(self, listener: socket.socket) -> None:
         channel = accept(listener)
@@ -247,6 +249,7 @@ class AgentLoop:
             if peer.channel is not None and wait_readable(peer.channel.fileno(), 0):
                 self._read(peer)  # it has answered, while we were busy
             else:
+                self._hung[peer.process.pid] = self._training.deadlines.allowed_s(number)
                 self._training.deadlines.missed(number)
                 self._cut_off(peer, cause)
 

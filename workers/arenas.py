@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import stat
+import time
 from contextlib import suppress
 from glob import escape as glob_escape
 from glob import glob
 
 from storage.errors import InfrastructureError
-from workers.processes import ProcessId, end_process, shared_memory_directory
-from workers.state import Arena, ArenaSpec
+from workers.processes import ProcessId, end_process, is_alive, shared_memory_directory
+from workers.state import Arena, ArenaSpec, possible_writers
+
+KEPT_S = 24 * 3600.0
+"""Seconds that the memory of a killed run is kept after its last step, for whoever resumes it."""
+
+_ARENA = re.compile(r"(holdfast-([0-9A-Za-z-]{1,64})(?:\.[0-9]+)?)(\.new|\.parts)?")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def arena_path(place_id: str, slot: int = 0) -> str:
@@ -41,6 +51,7 @@ def open_arena(spec: ArenaSpec, slot: int = 0) -> Arena:
     else:
         arena = Arena.create(path, spec) if old is None else _replace(old, spec)
     arena.own(ProcessId.current())
+    sweep(keep=spec.place_id)
     return arena
 
 
@@ -76,6 +87,52 @@ def discard_arena(place_id: str, step: int) -> None:
         if commit is None or commit.step <= step:
             arena.remove()
         arena.close()
+
+
+def sweep(keep: str = "", kept_s: float = KEPT_S) -> list[str]:
+    """Delete what runs that were killed left on this node and nobody has resumed; returns the paths.
+
+    That is memory of this user's in which no step was committed for `kept_s` seconds, that nobody holds the
+    lock of, and that no living process can write to. That of the run at the place `keep` stays.
+    """
+    directory = shared_memory_directory()
+    swept: list[str] = []
+    with suppress(OSError):  # whoever cannot look has nothing there either
+        names = sorted(os.listdir(directory))  # an arena before what lies beside it
+        for name in names:
+            match = _ARENA.fullmatch(name)
+            if match is None or match[2] == keep:
+                continue
+            path, arena = os.path.join(directory, name), os.path.join(directory, match[1])
+            if match[3] == ".parts" and os.path.lexists(arena):
+                continue  # it goes when its arena does
+            with suppress(OSError):
+                if _is_abandoned(path, time.time() - kept_s, named_by_us=bool(_UUID.fullmatch(match[2]))):
+                    os.unlink(path)
+                    swept.append(path)
+    return swept
+
+
+def _is_abandoned(path: str, before: float, *, named_by_us: bool) -> bool:
+    """Whether a file is of this user's, has not changed since, and is nobody's any more.
+
+    Where it has no header, as an arena that was never finished, only its name says whose it was.
+    """
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mtime >= before:
+        return False
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        now = os.fstat(fd)
+        if now.st_mtime >= before or os.lstat(path).st_ino != now.st_ino:
+            return False  # somebody has come meanwhile
+        writers = possible_writers(fd)
+        return named_by_us if writers is None else not any(is_alive(process) for process in writers)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _take_over(arena: Arena) -> None:

@@ -170,6 +170,10 @@ class Deadlines:
         late = [(peer, self._watches[peer]) for peer, end in ends.items() if now >= end]
         return [(peer, f"it did not answer within {watch.allowed_s:.3g} s") for peer, watch in late]
 
+    def allowed_s(self, peer: int) -> float:
+        """Seconds that a peer has for what it is doing."""
+        return self._watches[peer].allowed_s
+
     def missed(self, peer: int) -> None:
         """It is superseded for that: whoever does its work next may be slower."""
         watch = self._watches.pop(peer)

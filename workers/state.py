@@ -261,6 +261,7 @@ class Arena:
         for i, word in enumerate(words):
             record[i] = word
         record[-1] = crc32c(record[:-1].tobytes())
+        os.utime(self._fd)  # stores into a mapping leave no time behind, and memory is kept by its age
         return commit
 
     def _write_aux(self, buffer: int, aux: Mapping[str, Any]) -> None:
@@ -308,6 +309,20 @@ class Arena:
         """Delete the file; mappings stay usable until they are closed."""
         if os.path.lexists(self.path):
             os.unlink(self.path)
+
+
+def possible_writers(fd: int) -> list[ProcessId] | None:
+    """The processes that the header of an arena's file names, without mapping it; None if it has no header.
+
+    Its description may be that of another version.
+    """
+    words = np.frombuffer(os.pread(fd, 3 * PAGE, 0).ljust(3 * PAGE, b"\0"), "<u8")
+    if int(words[0]) != _MAGIC:
+        return None
+    members = 2 * PAGE // 8 + 16
+    pins = words[2 * PAGE // 8 : 2 * PAGE // 8 + 2 * NUM_BUFFERS]
+    rows = np.concatenate([words[4:6], pins, words[members : members + 2 * MAX_MEMBERS]]).reshape(-1, 2)
+    return [ProcessId(int(pid), int(started)) for pid, started in rows if pid]
 
 
 def _read_spec(fd: int, path: str) -> ArenaSpec:

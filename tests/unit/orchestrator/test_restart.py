@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.restart import Restart, decide
+from orchestrator.restart import COORDINATOR, JOB, Restart, decide, tokens_left
 from orchestrator.spec import RestartPolicy
 from orchestrator.totals import Totals
 from storage import errors
@@ -26,7 +26,8 @@ def test_failures_of_the_infrastructure_are_restarted_and_say_so(kind: type[Exce
     decision = decide(POLICY, [], 5, kind("what happened"), 0.5)
     assert decision.restart
     assert "what happened" in decision.reason
-    assert "9 restarts left" in decision.reason
+    assert "restart 1 of 10" in decision.reason
+    assert decision.number == 1
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,9 @@ def test_failures_of_the_infrastructure_are_restarted_and_say_so(kind: type[Exce
         (errors.ConfigurationError("bad setting"), "configuration"),
         (errors.SharedMemoryTooSmall("too small"), "configuration"),
         (errors.UserCodeError("Traceback\nZeroDivisionError: x"), "user"),
+        (errors.DataError("file x cannot be read"), "data error"),
+        (errors.DivergenceError("the loss is NaN"), "divergence"),
+        (errors.CrashLoop("stopped"), "stopped"),
         (errors.CheckpointError("all bad"), "all bad"),
         (errors.Superseded("a newer attempt"), "newer attempt"),
         (errors.RunAlive("alive"), "alive"),
@@ -73,7 +77,8 @@ def test_restarts_are_used_up_where_steps_earn_none_back() -> None:
     assert decide(policy, history(1, 2), 3, BROKEN, 0).restart
     decision = decide(policy, history(1, 2, 3), 4, BROKEN, 0)
     assert not decision.restart
-    assert "3 restarts" in decision.reason
+    assert "all 3 restarts are used up" in decision.reason
+    assert not decision.looping
     assert not decide(RestartPolicy(max_restarts=0), [], 4, BROKEN, 0).restart
 
 
@@ -92,7 +97,8 @@ def test_steps_between_restarts_add_up_to_the_restart_that_they_earn() -> None:
 
 def test_no_more_restarts_are_saved_up_than_the_policy_has() -> None:
     policy = RestartPolicy(max_restarts=2, refill_steps=1)
-    assert "1 restarts left" in decide(policy, [], 10**9, BROKEN, 0).reason
+    assert tokens_left(policy, [], 10**9) == 2
+    assert tokens_left(policy, history(10**9), 10**9) == 1
 
 
 @given(
@@ -136,6 +142,86 @@ def test_decisions_are_total_and_more_progress_never_hurts(
     assert now.reason
     assert later.restart or not now.restart
     assert 0 <= later.delay_s <= max(now.delay_s, policy.backoff_s)
+
+
+# -- what of, and who waits -------------------------------------------------------------------------------
+
+
+def test_the_circuit_says_what_was_tried() -> None:
+    tried = [Restart(50, JOB, delay, f"cause {i}") for i, delay in enumerate((0.5, 1.25, 3.0))]
+    decision = decide(POLICY, tried, 50, BROKEN, 0)
+    assert decision.looping
+    assert decision.reason == (
+        "stopped, because this is a crash loop: 3 restarts brought no step beyond 50 (tried after 0.5 s, "
+        "because cause 0; after 1.2 s, because cause 1; after 3.0 s, because cause 2), and then: the agent "
+        "of this node is gone"
+    )
+
+
+def test_nodes_that_are_replaced_while_others_go_on_do_not_open_the_circuit() -> None:
+    nodes = [Restart(50, "node 1") for _ in range(5)]
+    assert decide(POLICY, nodes, 50, BROKEN, 0).restart
+    assert decide(POLICY, nodes, 50, BROKEN, 0, of="node 1").restart
+    spent = decide(POLICY, nodes * 2, 50, BROKEN, 0, of="node 1")
+    assert not spent.restart
+    assert spent.reason.startswith("node 1 is not started again (all 10 restarts are used up)")
+
+
+def test_a_coordinator_that_is_killed_again_and_again_without_a_step_opens_it() -> None:
+    killed = [Restart(50, COORDINATOR), Restart(50, JOB), Restart(50, COORDINATOR)]
+    assert decide(POLICY, killed, 50, BROKEN, 0, of=COORDINATOR).looping
+    assert decide(POLICY, killed, 51, BROKEN, 0, of=COORDINATOR).restart
+
+
+def test_a_person_who_runs_the_command_again_closes_the_circuit_but_gets_no_tokens() -> None:
+    tried = history(50, 50, 50)
+    assert decide(POLICY, tried, 50, BROKEN, 0).looping
+    again = decide(POLICY, tried, 50, BROKEN, 0, since=3)
+    assert again.restart
+    assert again.number == 4
+
+
+@given(
+    steps=st.lists(st.integers(0, 500), max_size=9),
+    jitter=st.floats(0, 1, exclude_max=True),
+    of=st.sampled_from([COORDINATOR, "node 0", JOB]),
+)
+def test_nobody_waits_where_that_would_hold_nobody_up(steps: list[int], jitter: float, of: str) -> None:
+    steps = sorted(steps)
+    decision = decide(POLICY, history(*steps), 1000, BROKEN, jitter, of=of, held_up=False)
+    assert decision.restart
+    assert decision.delay_s == 0
+    assert "at once" in decision.reason
+
+
+def test_waits_for_one_node_do_not_grow_by_the_failures_of_another() -> None:
+    mixed = [Restart(10, "node 1"), Restart(20, "node 1"), Restart(30, "node 2"), Restart(40, "node 1")]
+    assert decide(POLICY, mixed, 50, BROKEN, 1.0, of="node 1").delay_s == 8
+    assert decide(POLICY, mixed, 50, BROKEN, 1.0, of="node 2").delay_s == 2
+    assert decide(POLICY, mixed, 50, BROKEN, 1.0).delay_s == 1
+    assert decide(POLICY, mixed, 1050, BROKEN, 1.0, of="node 1").delay_s == 1, "it has trained long since"
+
+
+@given(
+    steps=st.lists(st.integers(0, 2000), max_size=30),
+    more=st.integers(0, 2000),
+    most=st.integers(0, 12),
+    refill=st.integers(1, 200),
+)
+def test_tokens_are_never_more_than_the_policy_has_and_each_restart_costs_one(
+    steps: list[int], more: int, most: int, refill: int
+) -> None:
+    policy = RestartPolicy(max_restarts=most, refill_steps=refill)
+    steps = sorted(steps)
+    highest = max(steps, default=0)
+    before = tokens_left(policy, history(*steps), highest)
+    assert before <= most
+    assert tokens_left(policy, history(*steps, highest), highest) == before - 1
+    later = tokens_left(policy, history(*steps), highest + more)
+    assert before <= later <= most
+    assert later - before <= -(-more // refill), "no more than one for every so many steps"
+    again = tokens_left(policy, history(*[s // 2 for s in steps]), highest)
+    assert again <= most
 
 
 # -- totals ----------------------------------------------------------------------------------------------
