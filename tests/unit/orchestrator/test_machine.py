@@ -96,6 +96,13 @@ EXAMPLES: dict[type, list[Any]] = {
     m.Evaluated: [m.Evaluated(5, {"val_loss": 0.5})],
     m.Failed: [m.Failed(UserCodeError("Traceback\nboom"))],
     m.Retried: [m.Retried("step 5, microbatch 1", "ValueError: x")],
+    m.Unreadable: [
+        m.Unreadable("step 5, microbatch 1", "OSError: x", skipped=False),
+        m.Unreadable("step 5, microbatch 1", "OSError: x", skipped=True),
+    ],
+    m.Recovered: [m.Recovered(6, 0.01)],
+    m.Diverged: [m.Diverged(5, 1, float("nan"), False, "ab"), m.Diverged(5, None, 1.0, True, "ab")],
+    m.Doubted: [m.Doubted(0, 4711, "step 5, microbatch 1")],
     m.Finished: [m.Finished(9, True, 1), m.Finished(6, False, 1)],
 }
 
@@ -652,7 +659,8 @@ def test_a_lost_node_costs_a_round_of_the_others_and_is_started_again_if_the_pol
 def test_the_last_node_takes_the_attempt_with_it() -> None:
     state, actions = after(e.NodeLost(0, "silent"), state=trains(joined(ONE, 1)))
     assert isinstance(state.error, InfrastructureError)
-    assert actions == [e.Abandon(0)]
+    assert of(actions, e.Abandon) == [e.Abandon(0)]
+    assert not of(actions, e.Recover), "the job is restarted, not the node"
 
 
 def next_round(state: State, found: dict[int, m.Found]) -> tuple[State, list[Any]]:
