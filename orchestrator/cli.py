@@ -145,6 +145,9 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Steps to train, instead of the job's.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, instead of the job's.")] = None,
+    paranoid: Annotated[
+        float | None, typer.Option(metavar="P", help="Share of microbatches to compute twice and compare.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
@@ -178,7 +181,7 @@ def run(
     source = JobSource.parse(target, _pairs(settings or []))
     signal.signal(signal.SIGTERM, _terminate)
     with _result_only():
-        job = _overridden(source.load(), steps, checkpoint_every, seed)
+        job = _overridden(source.load(), steps, checkpoint_every, seed, paranoid)
     request = Request(
         job=job,
         source=by_file(source),
@@ -221,12 +224,16 @@ def _pairs(settings: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _overridden(job: Job, steps: int | None, checkpoint_every: int | None, seed: int | None) -> Job:
+def _overridden(
+    job: Job, steps: int | None, checkpoint_every: int | None, seed: int | None, paranoid: float | None = None
+) -> Job:
     changes: dict[str, Any] = {}
     if steps is not None:
         changes["steps"] = steps
     if seed is not None:
         changes["seed"] = seed
+    if paranoid is not None:
+        changes["paranoid"] = paranoid
     if checkpoint_every is not None:
         checkpoints: Checkpoints = replace(job.checkpoints, every_steps=checkpoint_every)
         changes["checkpoints"] = checkpoints

@@ -336,6 +336,7 @@ class Coordinator:
                 batch_size=self._job.batch_size,
                 microbatches=self._settings.microbatches,
                 shuffle=self._job.shuffle,
+                paranoid=self._job.paranoid,
                 url=self._settings.url,
                 token=self._settings.token,
                 stop_on_divergence=self._job.on_divergence == "stop",

@@ -167,6 +167,10 @@ class Job:
     exception of Arrow) and has been asked four times: fail, or leave that microbatch out of its step and put
     it on record. What was left out may differ from one run to the next, and then so do the bits."""
 
+    paranoid: float = 0.0
+    """Share of the microbatches that are computed twice, by two workers, and compared; where they differ, a
+    third result decides whose worker is replaced. Independent only with three workers or more."""
+
     determinism: Literal["strict", "warn"] = "strict"
     """What happens when a run is resumed where arithmetic gives other bits: refuse it, or say so and go on.
     The workers of one attempt must always agree."""
@@ -206,6 +210,8 @@ class Job:
             raise ConfigurationError(f"Job(on_divergence={self.on_divergence!r}): give 'stop' or 'ignore'")
         if self.on_data_error not in ("fail", "skip"):
             raise ConfigurationError(f"Job(on_data_error={self.on_data_error!r}): give 'fail' or 'skip'")
+        if not (isinstance(self.paranoid, int | float) and 0 <= self.paranoid <= 1):
+            raise ConfigurationError(f"Job(paranoid={self.paranoid!r}): give a share between 0 and 1")
         if self.determinism not in ("strict", "warn"):
             raise ConfigurationError(f"Job(determinism={self.determinism!r}): give 'strict' or 'warn'")
 

@@ -54,7 +54,7 @@ class Barrier:
         self._todo: deque[int] = deque()
         self._deaths: Counter[int] = Counter()
         self._errors: Counter[int] = Counter()
-        self._avoid: dict[int, int] = {}  # item -> worker on which it raised
+        self._avoid: dict[int, list[int]] = {}  # item -> workers that had it before, the last one last
         self._use_slots = False
         self._leaving: set[int] = set()
         self._doers: dict[int, int] = {}  # item of a phase without slots -> worker that did it
@@ -118,15 +118,18 @@ class Barrier:
         self._doers.clear()
         return self._assign()
 
-    def review(self, item: int) -> list[Assignment]:
-        """Start a phase of one item that has a slot: into another one, by another worker if there is one."""
+    def review(self, item: int, others: Sequence[int] = ()) -> list[Assignment]:
+        """Start a phase of one item that has a slot: into another one, by another worker if there is one.
+
+        `others` are workers that had it before the last one: one that is none of them is better.
+        """
         assert self.complete
         self._aside = {item: self.slots.pop(item)}
         self._todo.append(item)
         self._use_slots = True
         self._deaths.clear()
         self._errors.clear()
-        self._avoid = {item: self.makers[item]}
+        self._avoid = {item: [*others, self.makers[item]]}
         return self._assign()
 
     def reviewed(self, item: int) -> tuple[int, int]:
@@ -168,7 +171,7 @@ class Barrier:
             self._free.append(self._slots_of.pop((worker, item)))
         self._errors[item] += 1
         self._todo.append(item)
-        self._avoid[item] = worker
+        self._avoid[item] = [worker]
         return self._errors[item], self._assign()
 
     def lost(self, worker: int) -> tuple[int | None, int, list[Assignment]]:
@@ -204,7 +207,8 @@ class Barrier:
         mine: dict[int, list[int]] = {worker: [] for worker in workers}
         for worker, (low, high) in zip(workers, share(count, len(workers)), strict=True):
             for item in items[low:high]:
-                others = [w for w in workers if w != self._avoid.get(item)]
+                avoid = self._avoid.get(item, [])
+                others = [w for w in workers if w not in avoid] or [w for w in workers if w not in avoid[-1:]]
                 mine[worker if worker in others or not others else others[-1]].append(item)
         return [self._give(worker, tuple(work)) for worker, work in mine.items() if work]
 

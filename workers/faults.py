@@ -2,7 +2,8 @@
 
 HOLDFAST_FAULTS holds a JSON list such as `[{"kill": "worker", "rank": 1, "step": 5, "phase": "forward"}]`;
 with "hang" for "kill" the process stops itself, and with "flip" a worker puts a NaN into its result once:
-into the loss (forward), the gradient (backward) or the sum of gradients (reduce). `rank` is 0 unless given. A
+into the loss (forward), the gradient (backward) or the sum of gradients (reduce), with "skew" another number
+into the gradient. `rank` is 0 unless given. A
 process started as the k-th of its role and rank obeys the k-th entry for them, so that each entry strikes
 once although what it killed is replaced and the work redone. Where the count begins anew, as that of agents
 does with an attempt, `once` is the path of a file that must not exist: whoever creates it is struck.
@@ -14,6 +15,7 @@ import json
 import os
 import signal
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 from storage.errors import ConfigurationError
@@ -37,7 +39,8 @@ PHASES = {
 
 
 SIGNALS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
-KINDS = (*SIGNALS, "flip")
+SPOILS = ("flip", "skew")
+KINDS = (*SIGNALS, *SPOILS)
 
 
 @dataclass(slots=True)
@@ -60,10 +63,14 @@ class Fault:
                 os.close(os.open(self.once, os.O_CREAT | os.O_EXCL))
             except FileExistsError:
                 return False
-        if self.kind == "flip":
+        if self.kind in SPOILS:
             return True
         os.kill(os.getpid(), SIGNALS[self.kind])
         return False
+
+    def spoilt(self, value: float) -> float:
+        """What stands in the place of a value afterwards."""
+        return value + 1 if self.kind == "skew" else nan
 
 
 def planned_fault(role: str, rank: int, generation: int) -> Fault | None:
@@ -76,7 +83,7 @@ def planned_fault(role: str, rank: int, generation: int) -> Fault | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"HOLDFAST_FAULTS is no list of faults: {error!r}") from error
     for whose, _, fault in entries:
-        if fault.phase not in PHASES.get(whose, ()) or (fault.kind == "flip" and whose != "worker"):
+        if fault.phase not in PHASES.get(whose, ()) or (fault.kind in SPOILS and whose != "worker"):
             raise ConfigurationError(f"HOLDFAST_FAULTS: {whose} has no phase {fault.phase!r}; see {PHASES}")
     mine = [fault for whose, r, fault in entries if whose == role and r == rank]
     return mine[generation] if generation < len(mine) else None

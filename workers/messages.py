@@ -80,6 +80,7 @@ class Prepare:
     shuffle: bool
     url: str = ""
     peers: bool = False
+    paranoid: float = 0.0
     token: str = ""
     stop_on_divergence: bool = True
     worker_timeout_s: float | None = None

@@ -44,12 +44,18 @@ class Suspicion:
         self.enabled = True
         self.suspects: list[int] = []
         """Microbatches whose results are not finite, not judged yet."""
+        self.share = 0.0
+        """Of the microbatches, that are computed twice although nothing is wrong with them."""
+        self._drawn: set[int] | None = None  # those of the step; None: not drawn yet
+        self._heard: list[tuple[bytes, int]] = []  # digest of each result of the first suspect, and its maker
         self._spoilt: set[int] = set()  # segments of the update whose gradient was not finite
         self._opinions = 0
 
     def begin(self) -> None:
         """Another step."""
         self.suspects = []
+        self._drawn = None
+        self._heard = []
         self._spoilt.clear()
         self._opinions = 0
 
@@ -71,6 +77,38 @@ class Suspicion:
         if not isfinite(sum(loss.values())):
             self.suspects = sorted(item for item in loss if not isfinite(loss[item]))
         return bool(self.suspects)
+
+    def draw(self, step: int, items: Iterable[int]) -> bool:
+        """Whether microbatches of a step are to be computed twice; they are drawn once, by a digest."""
+        if not self.share or self._drawn is not None:
+            return False
+        limit = int(self.share * (1 << 64))
+        self._drawn = {
+            i for i in items if int.from_bytes(blake3(f"{step} {i}".encode()).digest(8), "big") < limit
+        }
+        self.suspects = sorted(self._drawn)
+        return bool(self.suspects)
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether the first suspect was only drawn."""
+        return self._drawn is not None and self.suspects[0] in self._drawn
+
+    @property
+    def makers(self) -> list[int]:
+        """The workers whose results of the first suspect were heard."""
+        return [maker for _, maker in self._heard]
+
+    def hear(self, arena: Arena, slot: int, maker: int) -> list[int] | None:
+        """A worker's result of a microbatch that was drawn: whose results differ from one that two agree on.
+
+        None if there are no two yet.
+        """
+        digest = blake3(_of(arena, slot).view(np.uint8)).update(arena.sums[slot].tobytes()).digest()  # type: ignore[arg-type]
+        agreed = any(each == digest for each, _ in self._heard)
+        self._heard.append((digest, maker))
+        self._opinions = len(self._heard)
+        return [whose for each, whose in self._heard if each != digest] if agreed else None
 
     def of_gradient(self, arena: Arena, slots: Mapping[int, int]) -> bool:
         """Whether there are microbatches that are not finite, now that the update has found their sum so."""
@@ -116,6 +154,7 @@ class Suspicion:
     def judged(self) -> None:
         """The first suspect has a result that is good."""
         del self.suspects[0]
+        self._heard = []
         self._opinions = 0
 
     @staticmethod

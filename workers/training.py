@@ -297,6 +297,7 @@ class Training:
         self._prepare = command
         self.deadlines.configure(command.worker_timeout_s, command.checkpoint_timeout_s)
         self._suspicion.enabled = command.stop_on_divergence
+        self._suspicion.share = command.paranoid
         self._phase = Phase.IDLE
         self._ticket += 1
         self._stalled = self._replaying = False
@@ -731,13 +732,13 @@ class Training:
         self._begin(Phase.GRADIENT, mine)
 
     def _end_gradient(self) -> None:
-        if self._suspicion.of_loss(self._ready_arena(), self._barrier.slots):
+        slots, suspicion = self._barrier.slots, self._suspicion
+        if suspicion.of_loss(self._ready_arena(), slots) or suspicion.draw(self._step, slots):
             self._review()
             return
         if self._reduction is None:
             self._begin_update()
             return
-        slots = self._barrier.slots
         cuts = self._cuts()
         self._pieces = []
         for part in self._reduction.own():
@@ -767,19 +768,24 @@ class Training:
         return segments(self._ready_arena().spec.params.length, max(1, len(self._barrier.members)))
 
     def _review(self) -> None:
-        """A microbatch that is not finite is computed again before anything follows from it."""
-        item = self._suspicion.suspects[0]
+        """A microbatch that is not finite, or was drawn, is computed again before it counts."""
+        item, suspicion = self._suspicion.suspects[0], self._suspicion
         self._first_maker = self._barrier.makers[item]
+        if suspicion.is_sample and not suspicion.makers:
+            suspicion.hear(self._ready_arena(), self._barrier.slots[item], self._first_maker)
         self._phase = Phase.REVIEW
         self._ticket += 1
         self.deadlines.begin()
-        self._send(self._barrier.review(item))
+        self._send(self._barrier.review(item, suspicion.makers))
 
     def _end_review(self) -> None:
         """Compare: the same bits again are a divergence, of other bits one is somebody's fault."""
         arena, suspicion = self._ready_arena(), self._suspicion
         item = suspicion.suspects[0]
         first, second = self._barrier.reviewed(item)
+        if suspicion.is_sample:
+            self._end_sample(item, second)
+            return
         if suspicion.agree(arena, first, second):
             self._diverge(item, [second])
             return
@@ -790,6 +796,23 @@ class Training:
         elif suspicion.is_hopeless:
             self._fail(InfrastructureError(f"no two workers agree on {self._name(item)}"))
             return
+        if suspicion.suspects:
+            self._review()
+        else:
+            self._end_gradient()
+
+    def _end_sample(self, item: int, slot: int) -> None:
+        """A microbatch that was drawn counts when two results agree; who gave another is not trusted."""
+        suspicion, name = self._suspicion, self._name(item)
+        self._barrier.accept(item)
+        wrong = suspicion.hear(self._ready_arena(), slot, self._barrier.makers[item])
+        if wrong is None and suspicion.is_hopeless:
+            self._fail(InfrastructureError(f"no two workers agree on {name}"))
+            return
+        if wrong is not None:
+            for maker in wrong:
+                self._doubt(maker, name)
+            suspicion.judged()
         if suspicion.suspects:
             self._review()
         else:

@@ -172,7 +172,8 @@ class Worker:
             if lose:
                 self._arena.sums[slot][0, 0] = np.nan
             if self._strike(step, "backward"):
-                self._grads[slot][0] = np.nan
+                assert self._fault is not None
+                self._grads[slot][0] = self._fault.spoilt(float(self._grads[slot][0]))
             self._channel.send("done", ticket, item)
 
     def update(

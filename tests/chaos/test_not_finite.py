@@ -39,6 +39,28 @@ def test_a_worker_that_computes_wrong_is_found_out_and_changes_no_bit(
     place.assert_nothing_left()
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_wrong_number_is_found_out_where_every_microbatch_is_computed_twice(
+    place: Place, reference: Reference, workers: int
+) -> None:
+    fault = {"skew": "worker", "step": 5, "phase": "backward"}
+    more = ("--paranoid", "1")
+    outcome = place.run(workers=workers, settings={"delay_s": 0.01}, faults=[fault], more=more)
+    result = outcome.done()
+    assert (result["worker_deaths"], result["steps_lost"], result["restarts"]) == (1, 0, 0), str(outcome)
+    assert result["state_digest"] == reference()["state_digest"], str(outcome)
+    (faulty,) = entries(place.root / "run", "faulty")
+    assert "step 5" in faulty["text"]
+    place.assert_nothing_left()
+
+
+def test_a_wrong_number_changes_bits_where_nothing_is_compared(place: Place, reference: Reference) -> None:
+    """Else the test above would prove nothing."""
+    fault = {"skew": "worker", "step": 5, "phase": "backward"}
+    outcome = place.run(workers=2, settings={"delay_s": 0.01}, faults=[fault])
+    assert outcome.done()["state_digest"] != reference()["state_digest"], str(outcome)
+
+
 DIVERGES = '''
 import numpy as np
 
