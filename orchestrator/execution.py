@@ -245,6 +245,7 @@ class _Execution:
         self._records.note(Note("began", "", fields))
         for note in grants:
             self._records.note(note)
+        succession.begun()
 
     def _succeed(self, runtime: Runtime) -> tuple[list[Note], Decision | None]:
         """Pay for the coordinators of this command that were killed, and wait if that holds nobody up.

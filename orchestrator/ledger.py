@@ -239,7 +239,9 @@ class Ledger:
 
     def after(self, entry: Mapping[str, Any]) -> Ledger:
         """With one entry more. Raises KeyError, TypeError or ValueError where it is none of ours."""
-        changed = _EFFECTS.get(str(entry["kind"]), _nothing)(self, entry)
+        kind = str(entry["kind"])
+        known = self if kind == "based" else self.at_step(_count(entry.get("step")))
+        changed = _EFFECTS.get(kind, _nothing)(known, entry)
         t = _seconds(entry.get("t"))
         return replace(changed, t=self.t if t is None else t, time=str(entry.get("time", "")))
 
@@ -256,7 +258,7 @@ class Ledger:
             "cause": str(entry.get("cause", "")),
             "detection_s": _seconds(entry.get("detection_s")),
             "detail": str(entry.get("detail", "")),
-            "step": max(self.reached, _count(entry.get("step"))),
+            "step": self.reached,
             "t": _seconds(entry.get("t")),
             "boot": self.boot,
             **more,
@@ -434,17 +436,11 @@ def _recovered(ledger: Ledger, entry: Mapping[str, Any]) -> Ledger:
             since = _between(each.time, str(entry.get("time", "")))
         return replace(each, open=False, recovery_s=since)
 
-    ledger = ledger.at_step(_count(entry["step"]))
     return replace(ledger, disturbances=tuple(closed(each) for each in ledger.disturbances))
-
-
-def _step(ledger: Ledger, entry: Mapping[str, Any]) -> Ledger:
-    return ledger.at_step(_count(entry["step"]))
 
 
 def _end(ledger: Ledger, entry: Mapping[str, Any]) -> Ledger:
     """An attempt has ended by itself."""
-    ledger = ledger.at_step(_count(entry["step"]))
     ledger = replace(ledger, end={name: entry.get(name) for name in ("status", "error", "class")})
     last = ledger.disturbances[-1] if ledger.disturbances else None
     known = last is not None and last.attempt == ledger.attempt and last.open and last.process is None
@@ -459,6 +455,7 @@ _EFFECTS = {
     "recover": _recover,
     "based": _based,
     "replaced": _replaced,
+    "missed": _replaced,
     "lost": _lost,
     "ended": _ended,
     "node-lost": _node_lost,
@@ -468,8 +465,6 @@ _EFFECTS = {
     "data-error": _unreadable,
     "faulty": _faulty,
     "recovered": _recovered,
-    "checkpoint": _step,
-    "epoch": _step,
     "end": _end,
 }
 

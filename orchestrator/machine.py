@@ -369,6 +369,11 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
                 text, fields = f"{text}: {cause} and was killed", {**fields, "cause": cause}
             state, actions = _replaced(state, role, rank, generation, cause or GONE)
             return state, [*actions, Note("lost", text, fields)] if ready else actions
+        case m.Missed(lost):
+            fields = {"role": lost.role, "rank": lost.rank, "generation": lost.generation, "node": node}
+            fields |= {"cause": lost.cause or GONE, "step": lost.step, "ready": False}
+            text = f"{lost.role} {lost.rank} {died(lost.cause)} while there was no coordinator"
+            return state, [Note("missed", text, fields)] if lost.ready else []
         case m.Noticed(reason, seconds_left):
             return _draining(state, node, reason, seconds_left, attempt)
         case m.Failed(error):

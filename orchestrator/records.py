@@ -89,6 +89,7 @@ class Records:
             **note.fields,
         }
         with self._lock:
+            entry.setdefault("step", self.ledger.reached)
             last = self._entries[-1] if self._entries else {}
             again = note.kind == last.get("kind") == "checkpoint-skipped"  # one entry for each row of them
             if again:

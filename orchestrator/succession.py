@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from storage.errors import UserCodeError
 from workers.processes import ProcessId
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ _SECRET = "HOLDFAST_INVOCATION_SECRET"
 _SUPERVISOR = "HOLDFAST_SUPERVISOR"
 _DEATHS = "HOLDFAST_COORDINATOR_DEATHS"
 _DEATH = "HOLDFAST_COORDINATOR_DEATH"
+_BEGUN = "HOLDFAST_COORDINATOR_BEGUN"
+MAX_STILLBORN = 3
+"""Coordinators in a row that may die before they have begun, before the job must be what kills them."""
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -36,7 +41,7 @@ _inherited: dict[str, str] = {}
 
 def inherit() -> bool:
     """Learn what a supervisor has told this process, if it has one; what it starts learns nothing of it."""
-    for name in (_INVOCATION, _SECRET, _SUPERVISOR, _DEATHS, _DEATH):
+    for name in (_INVOCATION, _SECRET, _SUPERVISOR, _DEATHS, _DEATH, _BEGUN):
         if name in os.environ:
             _inherited[name] = os.environ.pop(name)
     if _SUPERVISOR not in _inherited:
@@ -67,6 +72,14 @@ def predecessors() -> int:
     return int(_inherited.get(_DEATHS, "0"))
 
 
+def begun() -> None:
+    """From here on the run directory tells what becomes of this coordinator: its supervisor need not."""
+    if pipe := _inherited.pop(_BEGUN, ""):
+        with suppress(OSError):
+            os.write(int(pipe), b"1")
+            os.close(int(pipe))
+
+
 def last_death() -> tuple[str, float | None]:
     """What killed the last of them, and when, in seconds since the machine was started."""
     cause, _, t = _inherited.get(_DEATH, "").partition("@")
@@ -76,7 +89,8 @@ def last_death() -> tuple[str, float | None]:
 def supervise() -> int:
     """Run this command line in a child until one ends by itself; returns its exit code.
 
-    Signals to stop are passed on. A child that is killed is followed by another.
+    Signals to stop are passed on. A child that is killed is followed by another. Raises UserCodeError if one
+    after another dies before it has begun.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # the processes of a dead coordinator become ours to reap
     environment = {
@@ -85,7 +99,7 @@ def supervise() -> int:
         _SECRET: secret(),
         _SUPERVISOR: str(os.getpid()),
     }
-    deaths, death = 0, ""
+    deaths, death, stillborn = 0, "", 0
     child: subprocess.Popen[bytes] | None = None
     stopped = 0
 
@@ -101,12 +115,15 @@ def supervise() -> int:
     while True:
         command = [sys.executable, "-m", "orchestrator", *sys.argv[1:]]
         # In a group of its own, so that a terminal's Ctrl-C reaches it once, by way of us.
-        told = {**environment, _DEATHS: str(deaths), _DEATH: death}
-        child = subprocess.Popen(command, env=told, process_group=0)
+        reading, writing = os.pipe()
+        told = {**environment, _DEATHS: str(deaths), _DEATH: death, _BEGUN: str(writing)}
+        child = subprocess.Popen(command, env=told, process_group=0, pass_fds=(writing,))
+        os.close(writing)
         if stopped:
             child.send_signal(stopped)
         code = _wait(child.pid)
         child.returncode = code
+        stillborn = 0 if _has_begun(reading) else stillborn + 1
         if code >= 0:
             return code
         if stopped:
@@ -114,9 +131,29 @@ def supervise() -> int:
         deaths += 1
         cause = f"killed by {signal.Signals(-code).name}"
         death = f"{cause}@{time.monotonic():.4f}"
-        with suppress(OSError):
-            sys.stderr.write(f"the coordinator was {cause}\n")
-            sys.stderr.flush()
+        _say(f"the coordinator was {cause}")
+        if stillborn >= MAX_STILLBORN:
+            raise UserCodeError(
+                f"the coordinator died {stillborn} times in a row before it could begin (the last: {cause}): "
+                "look at what the job's file does when it is loaded"
+            )
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def _has_begun(pipe: int) -> bool:
+    """Whether a coordinator that has ended had begun."""
+    os.set_blocking(pipe, False)  # somebody else may hold the other end
+    try:
+        return bool(os.read(pipe, 1))
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(pipe)
 
 
 def _wait(pid: int) -> int:

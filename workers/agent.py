@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from storage.errors import Superseded
 from workers.channel import Channel, accept, listen, wait_readable
-from workers.messages import Close, Command, Event, Lost, Progress
+from workers.messages import Close, Command, Event, Lost, Missed, Progress
 from workers.processes import ProcessId, Watch, is_alive
 from workers.training import Training
 
@@ -122,8 +122,8 @@ class AgentLoop:
         if attempt < self._attempt:
             raise Superseded(f"attempt {self._attempt} has taken the nodes over: attempt {attempt} stops")
         if attempt > self._attempt:
-            if self._attempt:
-                self._outbox = []  # what an older one did not hear is not for it
+            if self._attempt:  # what an older one did not hear is not for it, but for the record
+                self._outbox = [Missed(event) for event in self._outbox if isinstance(event, Lost)]
             self._attempt = attempt
         self._last_word = time.monotonic()
 

@@ -216,6 +216,13 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Missed:
+    """What a coordinator that is gone was to hear, so that its successor can put it on record."""
+
+    lost: Lost
+
+
+@dataclass(frozen=True, slots=True)
 class Noticed:
     """The node is to be taken away, in so many seconds (None: nobody knows)."""
 
@@ -379,6 +386,7 @@ Event: TypeAlias = (
     | Ready
     | Described
     | Lost
+    | Missed
     | Noticed
     | Prepared
     | Started

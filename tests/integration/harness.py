@@ -40,6 +40,11 @@ KEYS = {
     "worker_deaths",
     "steps_lost",
     "steps_per_s",
+    "failure",
+    "next",
+    "restarts_left",
+    "goodput",
+    "disturbances",
 }
 """The keys of the object that `--json` prints: these and no others."""
 

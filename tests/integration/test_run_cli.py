@@ -45,6 +45,11 @@ def test_json_output_holds_one_object_with_the_documented_keys(finished: Outcome
         "worker_deaths": (int,),
         "steps_lost": (int,),
         "steps_per_s": (float, int),
+        "failure": (type(None),),
+        "next": (type(None),),
+        "restarts_left": (int,),
+        "goodput": (float, int, type(None)),
+        "disturbances": (list,),
     }
     assert set(kinds) == KEYS
     for key, kind in kinds.items():
