@@ -145,6 +145,9 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Steps to train, instead of the job's.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, instead of the job's.")] = None,
+    paranoid: Annotated[
+        float | None, typer.Option(metavar="P", help="Share of microbatches to compute twice and compare.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
@@ -178,7 +181,7 @@ def run(
     source = JobSource.parse(target, _pairs(settings or []))
     signal.signal(signal.SIGTERM, _terminate)
     with _result_only():
-        job = _overridden(source.load(), steps, checkpoint_every, seed)
+        job = _overridden(source.load(), steps, checkpoint_every, seed, paranoid)
     request = Request(
         job=job,
         source=by_file(source),
@@ -221,12 +224,16 @@ def _pairs(settings: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _overridden(job: Job, steps: int | None, checkpoint_every: int | None, seed: int | None) -> Job:
+def _overridden(
+    job: Job, steps: int | None, checkpoint_every: int | None, seed: int | None, paranoid: float | None = None
+) -> Job:
     changes: dict[str, Any] = {}
     if steps is not None:
         changes["steps"] = steps
     if seed is not None:
         changes["seed"] = seed
+    if paranoid is not None:
+        changes["paranoid"] = paranoid
     if checkpoint_every is not None:
         checkpoints: Checkpoints = replace(job.checkpoints, every_steps=checkpoint_every)
         changes["checkpoints"] = checkpoints
@@ -269,6 +276,76 @@ def costs_in_words(result: Result) -> list[str]:
     if result.restarts_left is not None:
         facts.append(f"{result.restarts_left} restarts left")
     return [*([", ".join(facts)] if facts else []), *what_happened(result.disturbances)]
+
+
+@app.command()
+def chaos(
+    target: Annotated[
+        str, typer.Argument(metavar="FILE[:NAME] | EXAMPLE", help="A job's file, or an example.")
+    ],
+    faults: Annotated[
+        str,
+        typer.Option(
+            metavar="KINDS", help="Of worker, agent, writer, coordinator, node, stop and all, with commas."
+        ),
+    ],
+    every: Annotated[float, typer.Option(metavar="S", help="Seconds between two faults, on average.")],
+    steps: Annotated[int | None, typer.Option(help="Steps to train; faults come until the end.")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Faults to deliver; without --steps, as many steps as that takes.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Which faults strike whom, and when; else one is chosen, and told.")
+    ] = None,
+    workers: Annotated[str, typer.Option("--workers", metavar="N | MIN:MAX", help="As in `run`.")] = "2",
+    nodes: Annotated[
+        int | None, typer.Option(metavar="N", help="As in `run`; 2 if a node is to be lost, else 1.")
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="process, or ray.")] = "process",
+    run_dir: Annotated[
+        str | None,
+        typer.Option("--run-dir", metavar="URL", help="Where the runs are kept; else a temporary directory."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Run a job undisturbed, then under real faults, and tell whether anything was lost.
+
+    holdfast chaos digits --faults worker,coordinator --every 1 --count 10
+    """
+    import secrets
+
+    from orchestrator.chaos import Plan, kinds_of
+    from orchestrator.chaos_run import Request, run_chaos
+    from orchestrator.execution import RUNTIMES
+    from orchestrator.jobs import JobSource
+
+    JobSource.parse(target, _pairs(settings or []))
+    _workers(workers)
+    if runtime not in RUNTIMES:
+        raise ConfigurationError(f"there is no runtime {runtime!r}: give one of {', '.join(RUNTIMES)}")
+    for option, value in (("--steps", steps), ("--count", count), ("--nodes", nodes)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{option} {value}: give 1 or more")
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    plan = Plan(kinds=kinds_of(faults), every_s=every, count=count, seed=seed)
+    request = Request(
+        target=target,
+        settings=tuple(settings or []),
+        workers=workers,
+        nodes=nodes or (2 if "node" in plan.kinds and runtime == "process" else 1),
+        runtime=runtime,
+        steps=steps,
+        run_dir=run_dir,
+        plan=plan,
+    )
+    signal.signal(signal.SIGTERM, _terminate)
+    report = run_chaos(request, say)
+    put(json.dumps(report.to_json()) if as_json else report.text())
+    return 0 if report.holds else 3
 
 
 @app.command()

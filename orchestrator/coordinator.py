@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, assert_never
 
 from orchestrator import events as e
-from orchestrator import machine
+from orchestrator import machine, succession
 from orchestrator.events import Note, Status
 from orchestrator.failures import classify, in_short
 from orchestrator.identity import check_identity, full_identity
@@ -24,6 +24,7 @@ from storage.manifest import Base
 from workers import fingerprint
 from workers import messages as m
 from workers.arenas import discard_arena
+from workers.faults import planned_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.runtime import Runtime
     from orchestrator.spec import Job
     from storage.run_directory import Attempt, RunDirectory
+    from workers.faults import Fault
 
 P = ParamSpec("P")
 
@@ -124,9 +126,11 @@ class Coordinator:
         self._all_trained = False
         self._steps_per_s: float | None = None
         self._began = self._waiting_since = time.monotonic()
+        self._fault: Fault | None = None
 
     def run(self) -> State:
         """Run the attempt to its end; every process has ended when this returns."""
+        self._fault = planned_fault("coordinator", 0, succession.predecessors())
         with ThreadPoolExecutor(1, "storage") as self._storage:
             try:
                 self._records.keep(strict=True)
@@ -158,6 +162,8 @@ class Coordinator:
         commands, self._commands = self._commands, []
         timeout_s = POLL_S / 10 if self._answers else POLL_S
         events, progresses = self._runtime.exchange(self._attempt.number, commands, timeout_s)
+        if any(isinstance(command, m.Restore) for _, command in commands):
+            self._strike(0, "restore")
         self._follow(progresses)
         self._measure()
         for event in _causes_first(events):
@@ -287,6 +293,8 @@ class Coordinator:
                 self._ask(self._record_base, base)
             case e.CommitCheckpoint(parts):
                 self._ask(self._commit, parts)
+            case e.RecordDivergence(found):
+                self._storage.submit(self._record_divergence, found)
             case Note():
                 self._tell(action)
             case _:
@@ -328,8 +336,10 @@ class Coordinator:
                 batch_size=self._job.batch_size,
                 microbatches=self._settings.microbatches,
                 shuffle=self._job.shuffle,
+                paranoid=self._job.paranoid,
                 url=self._settings.url,
                 token=self._settings.token,
+                stop_on_divergence=self._job.on_divergence == "stop",
                 worker_timeout_s=self._job.worker_timeout_s,
                 checkpoint_timeout_s=self._job.checkpoints.timeout_s,
             )
@@ -337,6 +347,7 @@ class Coordinator:
 
     def _choose_base(self, epoch: int, states: Sequence[m.Found], bad: Sequence[str], reason: str) -> e.Event:
         """The highest step on the newest line, in memory or in a checkpoint; memory breaks a tie."""
+        self._strike(0, "plan")
         if bad:
             self._quarantine(bad[-1], reason)
         for damaged in self._run.damaged():
@@ -411,6 +422,7 @@ class Coordinator:
     def _commit(self, parts: Sequence[m.CheckpointWritten]) -> e.Event:
         """Commit a checkpoint; old ones are deleted afterwards."""
         written = parts[0]  # with the metrics of the node that evaluates
+        self._strike(written.step, "before")
         try:
             manifest = commit(
                 self._run,
@@ -428,13 +440,34 @@ class Coordinator:
         except HoldfastError as error:
             return e.CommitFailed(written.step, error)
         self._parent = Base(step=written.step, attempt=self._attempt.number)
-        self._storage.submit(self._tidy)
+        self._strike(written.step, "after")
+        self._storage.submit(self._tidy, written.step)
         return e.Committed(written.step, manifest.state_digest)
 
-    def _tidy(self) -> None:
+    def _record_divergence(self, found: m.Diverged) -> None:
+        record = {
+            "microbatch": found.microbatch,
+            "microbatches": self._settings.microbatches,
+            "batch_size": self._job.batch_size,
+            "seed": self._job.seed,
+            "loss": found.loss,
+            "gradient_finite": found.finite,
+            "gradient_blake3": found.digest,
+        }
+        try:
+            self._run.record_divergence(self._attempt, found.step, record)
+        except HoldfastError as error:
+            self._tell(Note("storage", f"the record of the divergence could not be written: {error}", {}))
+
+    def _strike(self, step: int, phase: str) -> None:
+        if self._fault is not None:
+            self._fault.strike(step, phase)
+
+    def _tidy(self, step: int) -> None:
         """Delete what is no longer kept, and what earlier attempts have left behind."""
         try:
             self._run.retain(self._job.checkpoints.retention, self._attempt)
+            self._strike(step, "collection")
             self._run.collect()
         except HoldfastError as error:
             self._tell(Note("retention-failed", f"old checkpoints could not be deleted: {error}", {}))

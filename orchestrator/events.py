@@ -262,6 +262,13 @@ class CommitCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordDivergence:
+    """Keep in the run directory what is needed to look into a divergence."""
+
+    found: m.Diverged
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Put into the journal, and tell the user in these words."""
 
@@ -271,5 +278,14 @@ class Note:
 
 
 Action: TypeAlias = (
-    StartProcess | Tell | Abandon | Recover | Identify | ChooseBase | RecordBase | CommitCheckpoint | Note
+    StartProcess
+    | Tell
+    | Abandon
+    | Recover
+    | Identify
+    | ChooseBase
+    | RecordBase
+    | CommitCheckpoint
+    | RecordDivergence
+    | Note
 )

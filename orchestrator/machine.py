@@ -36,6 +36,7 @@ from orchestrator.events import (
     Note,
     Place,
     RecordBase,
+    RecordDivergence,
     Recover,
     Returned,
     Scaled,
@@ -47,7 +48,15 @@ from orchestrator.events import (
 )
 from orchestrator.failures import GONE, died
 from orchestrator.membership import assign, choose, spans
-from storage.errors import CheckpointError, HoldfastError, InfrastructureError, StorageError, UserCodeError
+from storage.catalog import divergence_key
+from storage.errors import (
+    CheckpointError,
+    DivergenceError,
+    HoldfastError,
+    InfrastructureError,
+    StorageError,
+    UserCodeError,
+)
 from workers import messages as m
 from workers.task import mismatch
 
@@ -107,13 +116,16 @@ class State:
     waited: bool = False
     # The round
     epoch: int = 0
+    older_epoch: int = 0  # the highest that an agent was told of by an earlier coordinator
     members: tuple[int, ...] = ()
     shares: tuple[int, ...] = ()  # ready workers of each member when it was sent off
     awaited: frozenset[int] = frozenset()
     found: Mapping[int, m.Prepared] = field(default_factory=dict)
     lead: int | None = None  # the member that the others copy from
+    holders: frozenset[int] = frozenset()  # nodes found at work, later those that were sent off together
     base: BaseChosen | None = None
     bad: tuple[str, ...] = ()
+    restoring: bool = False  # the lead was told to read a checkpoint
     recording: bool = False  # the base record is being written
     plan: m.Plan | None = None  # of the whole attempt: its base is on record
     # Training
@@ -166,7 +178,7 @@ def transition(state: State, event: Event, attempt: int) -> Turn:
         case Committed(step, digest):
             text = f"checkpoint of step {step} committed"
             note = Note("checkpoint", text, {"step": step, "state_digest": digest})
-            settled = replace(state, state_digest=digest, stored_step=step, written={})
+            settled = replace(state, state_digest=digest, stored_step=step, written=_but(state.written, step))
             return settled, [note, *_tell(state.members, m.Settled(step, committed=True))]
         case CommitFailed(step, error):
             return _checkpoint_failed(state, step, error)
@@ -251,7 +263,13 @@ def _place(state: State, attempt: int) -> Turn:
         for node, place in state.places.items()
         if node not in state.down and node not in state.draining
     }
-    room = choose(state.most, room, state.over, state.workers.values())
+    found = {  # at work, with the state perhaps
+        node
+        for node, place in state.places.items()
+        if place.alive is not None and ("agent", node) not in state.generations
+    }
+    holders = state.holders | found
+    room = choose(state.most, room, state.over, {*state.workers.values(), *holders})
     ranks = assign(state.most, room, state.workers)
     wanted = {*ranks.values()}
     actions: list[Action] = _room_notes(state, len(ranks))
@@ -259,10 +277,12 @@ def _place(state: State, attempt: int) -> Turn:
         if ranks.get(rank) != node and node in wanted:
             actions.append(Tell(node, m.Dismiss(rank)))
     generations, ready = dict(state.generations), state.ready
-    fresh = sorted(wanted - state.nodes)
+    fresh = sorted((wanted | found) - state.nodes)
     for node in fresh:
         agent, writer = ("agent", node), ("writer", node)
         alive = state.places[node].alive
+        if agent in generations:
+            actions.append(Abandon(node))  # it may not have ended yet, nor heard that it should
         for key in (agent, writer):
             generations[key] = generations.get(key, -1) + 1
             ready -= {key}
@@ -271,25 +291,31 @@ def _place(state: State, attempt: int) -> Turn:
         actions += [StartProcess(node, *agent, generations[agent]), Tell(node, m.Greet(attempt, node))]
         if generations[agent] != alive:
             actions.append(StartProcess(node, *writer, generations[writer]))
+    placed = replace(state, greeted=state.greeted - {*fresh}, generations=generations)
     for rank, node in ranks.items():
         if state.workers.get(rank) == node:
             continue
         worker = ("worker", rank)
         generations[worker] = generations.get(worker, -1) + 1
         ready -= {worker}
-        if not (node in fresh and generations["agent", node] == state.places[node].alive):  # else see Greeted
+        if not _unheard(placed, node):  # else see Greeted
             actions.append(StartProcess(node, *worker, generations[worker]))
     placed = replace(
-        state,
+        placed,
         workers=ranks,
-        generations=generations,
         nodes=state.nodes | {*fresh},
-        greeted=state.greeted - {*fresh},
         described=state.described - {*fresh},
         ready=ready,
+        holders=holders,
         lacking=state.most - len(ranks),
     )
     return _then(actions, _settle(placed, attempt))
+
+
+def _unheard(state: State, node: int) -> bool:
+    """Whether an agent was found at work that has not said yet which processes it has."""
+    found = state.generations["agent", node] == state.places[node].alive
+    return found and node not in state.greeted
 
 
 def _room_notes(state: State, workers: int) -> list[Action]:
@@ -323,8 +349,13 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
         return state, []
     if getattr(event, "epoch", state.epoch) != state.epoch:
         return state, []
+    if _unheard(state, node) and isinstance(event, m.Ready | m.Lost):
+        return state, []  # what it will answer to our greeting holds this, too
     match event:
-        case m.Greeted(processes):
+        case m.Greeted(processes, greeted_by, told):
+            if greeted_by != attempt:
+                return state, []
+            state = replace(state, older_epoch=max(told, state.older_epoch))
             return _greeted(state, node, processes, attempt)
         case m.Described(description):
             return _described(state, node, description, attempt)
@@ -350,6 +381,14 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
         case m.Retried(name, message):
             text = f"{name} raised and is done once more: {message}"
             return state, [Note("retried", text, {"item": name, "node": node})]
+        case m.Diverged():
+            return _diverged(state, event, attempt)
+        case m.Doubted(rank, pid, name):
+            text = (
+                f"worker {rank} (process {pid}) computed {name} with other bits than another worker: it is "
+                "not trusted any more and replaced; if this happens again, look at the memory of the machine"
+            )
+            return state, [Note("faulty", text, {"rank": rank, "pid": pid, "node": node, "item": name})]
         case m.Unreadable(name, message, skipped):
             what = "is left out" if skipped else "could not be read and is read again"
             note = Note("data-error", f"{name} {what}: {message}", {"item": name, "skipped": skipped})
@@ -372,7 +411,9 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
             return _skipped(state, step, reason)
         case m.CheckpointWritten():
             return _written(state, node, event)
-        case m.CheckpointFailed(step, error):
+        case m.CheckpointFailed(step, error, _, tries):
+            if step == state.failed_step and tries < state.failures:
+                return state, []  # another node has failed at the same try before
             return _checkpoint_failed(state, step, error)
         case m.Evaluated(step, metrics):
             text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -382,6 +423,29 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
             return _finished(state, node, step, done=done)
         case _:
             assert_never(event)
+
+
+def _diverged(state: State, event: m.Diverged, attempt: int) -> Turn:
+    """The same microbatch gave the same bits twice: more workers and restarts will not help."""
+    what = f"loss {event.loss:.4g}, gradient {'' if event.finite else 'not '}finite"
+    if event.microbatch is None:
+        where, why = f"step {event.step}", "every microbatch is finite, their sum is not"
+    else:
+        where, why = f"step {event.step}, microbatch {event.microbatch}", "the same bits when computed again"
+    text = (
+        f"training diverges at {where} ({what}; {why}): try a lower learning rate, look at the samples of "
+        'this batch, or give the job on_divergence="ignore" to train on; the record is '
+        f"{divergence_key(event.step, attempt)}"
+    )
+    fields = {
+        "step": event.step,
+        "microbatch": event.microbatch,
+        "loss": event.loss,
+        "gradient_finite": event.finite,
+        "gradient_blake3": event.digest,
+    }
+    failed = _failed(state, DivergenceError(text))
+    return failed, [Note("divergence", text, fields), RecordDivergence(event)]
 
 
 def _greeted(state: State, node: int, processes: tuple[m.Process, ...], attempt: int) -> Turn:
@@ -422,11 +486,14 @@ def _ready(state: State, node: int, role: str, rank: int, pid: int, generation: 
     key = (role, rank)
     if state.generations.get(key) != generation:
         return state, []
+    if role == "worker" and state.workers.get(rank) != node:
+        return state, _tell([node], m.Dismiss(rank))  # it was not ready yet when it was told to leave
     fields = {"role": role, "rank": rank, "pid": pid, "node": node}
     note = Note("ready", f"{role} {rank} is ready (process {pid})", fields)
     state = replace(state, ready=state.ready | {key}, start_deaths={**state.start_deaths, role: 0})
     if role == "writer" and state.phase is Phase.STARTING and node == state.lead and state.awaited == {node}:
-        return state, [note, *_restore(state)]
+        state, actions = _restore(state)
+        return state, [note, *actions]
     return _then([note], _settle(state, attempt))
 
 
@@ -495,6 +562,7 @@ def _without(state: State, node: int) -> State:
         described=state.described - {node},
         workers={rank: other for rank, other in state.workers.items() if other != node},
         ready=state.ready - gone,
+        holders=state.holders - {node},
     )
 
 
@@ -531,12 +599,13 @@ def _settle(state: State, attempt: int) -> Turn:
     joinable = _joinable(state)
     if state.phase is Phase.JOINING:
         expected = {*state.workers.values()}
-        there = sum(_shares(state, joinable)) >= state.least and (expected <= {*joinable} or state.waited)
+        everyone = expected <= {*joinable} and state.holders <= state.greeted
+        there = sum(_shares(state, joinable)) >= state.least and (everyone or state.waited)
         return _round(state, attempt) if joinable and there else (state, [])
     if state.phase in (Phase.PREPARING, Phase.STARTING):
-        lost = [node for node in state.members if node not in state.nodes]
-        return _round(state, attempt) if lost else (state, [])  # who comes meanwhile joins afterwards
-    keep = _keepers(state, joinable)
+        leave = {*state.members}.difference(_keepers(state))
+        return _round(state, attempt) if leave else (state, [])  # who comes meanwhile joins afterwards
+    keep = _keepers(state)
     join = [] if state.asked is not None else [node for node in joinable if node not in state.members]
     everyone = all(("worker", rank) in state.ready for rank in state.workers)
     uneven = len(state.members) > 1 and everyone and _shares(state, state.members) != state.shares
@@ -545,12 +614,17 @@ def _settle(state: State, attempt: int) -> Turn:
     return _round(state, attempt)
 
 
-def _keepers(state: State, joinable: tuple[int, ...]) -> tuple[int, ...]:
-    """Members that stay: those with workers on them, or all as long as nobody else holds the state."""
+def _keepers(state: State) -> tuple[int, ...]:
+    """Members that stay: those with workers on them, or all as long as none of these holds the state.
+
+    Before the first round the nodes that were found at work are kept, as any of them may be the one ahead.
+    """
+    if state.plan is None:
+        return tuple(sorted({*state.members, *state.holders} & state.nodes & state.described))
     alive = tuple(node for node in state.members if node in state.nodes)
     wanted = {*state.workers.values()}
     stay = tuple(node for node in alive if node in wanted)
-    return stay or alive
+    return stay if state.holders.intersection(stay) else alive
 
 
 def _round(state: State, attempt: int) -> Turn:
@@ -558,14 +632,15 @@ def _round(state: State, attempt: int) -> Turn:
     prepare = state.prepare
     assert prepare is not None
     joinable = _joinable(state)
-    members = tuple(sorted({*_keepers(state, joinable), *joinable}))
+    members = tuple(sorted({*_keepers(state), *joinable}))
     actions: list[Action] = []
     for node in sorted(state.nodes - {*members} - {*state.workers.values()}):
         actions.append(Tell(node, m.Close(remove=True)))
         state = _without(state, node)
     if not members:
         return _failed(state, InfrastructureError("no node is left that holds the state")), actions
-    epoch = state.epoch + 1
+    # Agents that an earlier coordinator has left report of its epochs, too: none of ours has their numbers.
+    epoch = 1 + max(state.epoch, state.older_epoch)
     for node in members:
         own = replace(
             prepare,
@@ -602,8 +677,8 @@ def _prepared(state: State, node: int, event: m.Prepared) -> Turn:
 def _decide(state: State) -> Turn:
     """All members are at rest: from where does the run go on?"""
     if state.plan is not None:  # from where the member is that is ahead
-        lead = max(state.members, key=lambda n: (_ours(state, n), -n))
-        if _ours(state, lead) < 0:
+        lead = max(state.holders, key=lambda n: (_ours(state, n), -n), default=None)
+        if lead is None or _ours(state, lead) < 0:
             return _failed(state, InfrastructureError("no node is left that holds the state")), []
         return _lead(state, lead, [m.Adopt()])
     if state.recording:
@@ -639,7 +714,7 @@ def _ours(state: State, node: int) -> int:
 
 def _lead(state: State, node: int, commands: list[m.Command]) -> Turn:
     """One member gets the state from where it is; the others will have it from that member."""
-    begun = replace(state, phase=Phase.STARTING, lead=node, awaited=frozenset({node}))
+    begun = replace(state, phase=Phase.STARTING, lead=node, awaited=frozenset({node}), restoring=False)
     return begun, [Tell(node, command) for command in commands]
 
 
@@ -654,27 +729,33 @@ def _bring(state: State, chosen: BaseChosen) -> Turn:
         at = (chosen.base.attempt, step)
         states = {n: each.found for n, each in state.found.items() if each.found is not None}
         holders = [n for n, found in states.items() if (found.attempt, found.step) == at]
+        if not holders:
+            raise _illegal(state, chosen)  # it is what none of them has found
         fields = {"step": step, "from": "memory"}
         note = Note("resume", f"going on from step {step}, found in shared memory", fields)
         return _then([note], _lead(state, holders[0], [m.Adopt()]))
-    writers = [node for node in state.members if ("writer", node) in state.ready]
-    node = writers[0] if writers else state.members[0]
+    able = [node for node in state.members if node in state.workers.values()] or [*state.members]
     if chosen.directory is None:
-        return _lead(state, node, [m.Initialise()])
+        return _lead(state, able[0], [m.Initialise()])
+    writers = [node for node in able if ("writer", node) in state.ready]
+    node = writers[0] if writers else able[0]
     assert chosen.base is not None
     step = chosen.base.step
+    state = replace(state, stored_step=step)
     fields = {"step": step, "from": chosen.directory}
     note = Note("resume", f"going on from the checkpoint of step {step}", fields)
     begun, _ = _lead(state, node, [])
-    return begun, [note, *(_restore(begun) if writers else [])]
+    return _then([note], _restore(begun) if writers else (begun, []))
 
 
-def _restore(state: State) -> list[Action]:
-    """What the lead is told once it has a writer, if it has to read a checkpoint."""
+def _restore(state: State) -> Turn:
+    """Tell the lead once, and when it has a writer, if it has to read a checkpoint."""
     chosen = state.base
     if state.lead is None or chosen is None or chosen.directory is None or state.plan is not None:
-        return []
-    return [Tell(state.lead, m.Restore(chosen.directory))]
+        return state, []
+    if state.restoring:
+        return state, []
+    return replace(state, restoring=True), [Tell(state.lead, m.Restore(chosen.directory))]
 
 
 def _started(state: State, node: int, step: int, attempt: int) -> Turn:
@@ -705,9 +786,12 @@ def _follow(state: State, node: int, step: int, attempt: int) -> m.Command:
     if mine is not None and lead.found is not None and lead.found.step == step:
         if (mine.attempt, mine.step) == (lead.found.attempt, step):
             return m.Adopt()
-        if state.plan is not None and lead.found.attempt == attempt and _ours(state, node) == step - 1:
+        behind = lead.found.attempt == attempt and 0 <= _ours(state, node) == step - 1
+        if state.plan is not None and behind and node in _joinable(state):
             return m.Replay(lead.address, lead.found.epoch, mine.step)
-    return m.Copy(lead.address, step)
+    adopted = state.plan is not None or (state.base is not None and state.base.in_memory)
+    made_by = lead.found.attempt if adopted and lead.found is not None else attempt
+    return m.Copy(lead.address, step, made_by)
 
 
 def _fall_back(state: State, directory: str, error: Exception, attempt: int) -> Turn:
@@ -748,7 +832,7 @@ def _train(state: State, attempt: int) -> Turn:
     )
     phase = Phase.TRAINING if state.asked is None else Phase.STOPPING
     actions = _tell(state.members, m.Train(plan, state.asked))
-    state = replace(state, phase=phase, shares=shares)
+    state = replace(state, phase=phase, shares=shares, holders=frozenset(state.members))
     if state.epoch > 1 or len(members) > 1:
         cut = ", ".join(f"node {member.node} {member.high - member.low}" for member in members)
         text = f"node {members[0].node} trains alone from step {state.step}"
@@ -765,6 +849,8 @@ def _train(state: State, attempt: int) -> Turn:
 
 def _written(state: State, node: int, event: m.CheckpointWritten) -> Turn:
     """A member has stored its share; with the last one the checkpoint is whole."""
+    if event.step == state.stored_step:
+        return state, []  # it stands already, committed in an older epoch
     written = {**state.written, node: event}
     state = replace(state, written=written, checkpoint_s=max(each.seconds for each in written.values()))
     of_this = [n for n in state.members if n in written and written[n].directory == event.directory]
@@ -778,7 +864,13 @@ def _skipped(state: State, step: int, reason: str) -> Turn:
     note = Note("checkpoint-skipped", f"checkpoint of step {step} skipped: {reason}", {"step": step})
     if len(state.members) == 1:
         return state, [note]
-    return replace(state, written={}), [note, *_tell(state.members, m.Settled(step, committed=False))]
+    left = replace(state, written=_but(state.written, step))
+    return left, [note, *_tell(state.members, m.Settled(step, committed=False))]
+
+
+def _but(written: Mapping[int, m.CheckpointWritten], step: int) -> dict[int, m.CheckpointWritten]:
+    """What was written, except for the checkpoint of one step."""
+    return {node: each for node, each in written.items() if each.step != step}
 
 
 def _checkpoint_failed(state: State, step: int, error: Exception) -> Turn:
@@ -788,7 +880,7 @@ def _checkpoint_failed(state: State, step: int, error: Exception) -> Turn:
     final = isinstance(error, HoldfastError) and error.exit_code in (2, 4)  # no permission, superseded
     if final or failures >= MAX_FINAL_FAILURES:
         return _failed(state, error), [note]
-    state = replace(state, failures=failures, failed_step=step, written={})
+    state = replace(state, failures=failures, failed_step=step, written=_but(state.written, step))
     return state, [note, *_tell(state.members, m.Settled(step, committed=False, tries=failures))]
 
 

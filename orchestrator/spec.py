@@ -167,9 +167,17 @@ class Job:
     exception of Arrow) and has been asked four times: fail, or leave that microbatch out of its step and put
     it on record. What was left out may differ from one run to the next, and then so do the bits."""
 
+    paranoid: float = 0.0
+    """Share of the microbatches that are computed twice, by two workers, and compared; where they differ, a
+    third result decides whose worker is replaced. Independent only with three workers or more."""
+
     determinism: Literal["strict", "warn"] = "strict"
     """What happens when a run is resumed where arithmetic gives other bits: refuse it, or say so and go on.
     The workers of one attempt must always agree."""
+
+    on_divergence: Literal["stop", "ignore"] = "stop"
+    """What happens when the loss or the gradient of a step is not finite, and is so again when another worker
+    computes it: the run fails with a record of it, or trains on with what there is."""
 
     worker_timeout_s: float | None = None
     """Seconds after which a worker that has not finished a piece of work (a microbatch, a segment of an
@@ -198,8 +206,12 @@ class Job:
             raise ConfigurationError("Job(checkpoints=...): give orchestrator.Checkpoints(...)")
         if not isinstance(self.restart, RestartPolicy):
             raise ConfigurationError("Job(restart=...): give orchestrator.RestartPolicy(...)")
+        if self.on_divergence not in ("stop", "ignore"):
+            raise ConfigurationError(f"Job(on_divergence={self.on_divergence!r}): give 'stop' or 'ignore'")
         if self.on_data_error not in ("fail", "skip"):
             raise ConfigurationError(f"Job(on_data_error={self.on_data_error!r}): give 'fail' or 'skip'")
+        if not (isinstance(self.paranoid, int | float) and 0 <= self.paranoid <= 1):
+            raise ConfigurationError(f"Job(paranoid={self.paranoid!r}): give a share between 0 and 1")
         if self.determinism not in ("strict", "warn"):
             raise ConfigurationError(f"Job(determinism={self.determinism!r}): give 'strict' or 'warn'")
 

@@ -99,6 +99,11 @@ def journal_key(number: int, nonce: str) -> str:
     return f"{JOURNAL}/a{number:08d}-{nonce}.jsonl"
 
 
+def divergence_key(step: int, attempt: int) -> str:
+    """Key of what is kept of a divergence at a step."""
+    return f"divergence/step-{step:012d}-a{attempt:08d}.json"
+
+
 def journals(keys: Iterable[str]) -> list[str]:
     """The keys that are journals, by attempt."""
     return sorted(key for key in keys if _JOURNAL.fullmatch(key))

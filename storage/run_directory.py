@@ -507,6 +507,17 @@ class RunDirectory:
         data = b"".join(canonical(spelled(line)) + b"\n" for line in lines)
         self.store.write(catalog.journal_key(attempt.number, attempt.nonce), (data,))
 
+    def record_divergence(self, attempt: Attempt, step: int, record: dict[str, Any]) -> None:
+        """Keep what is known of a step at which training diverged."""
+        document = {
+            "format": FORMAT,
+            "attempt": attempt.number,
+            "nonce": attempt.nonce,
+            "step": step,
+            **record,
+        }
+        self.store.write(catalog.divergence_key(step, attempt.number), (canonical(spelled(document)),))
+
     def journal(self) -> list[dict[str, Any]]:
         """The events of all attempts, in the order of attempts."""
         return [line for key in self.journals() for line in self.read_journal(key)]

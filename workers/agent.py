@@ -27,6 +27,8 @@ from workers.training import Training
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from workers.faults import Fault
+
 LEASE_S = 30.0
 """Seconds without a word from a coordinator after which an agent ends itself and its workers.
 
@@ -76,8 +78,10 @@ class AgentLoop:
         host: str = "127.0.0.1",
         lease_s: float = LEASE_S,
         supervisor: ProcessId | None = None,
+        fault: Fault | None = None,
     ) -> None:
         self.address = address
+        self._fault = fault
         self._lease_s = lease_s
         self._supervisor = supervisor
         self._training = Training(host, self._call)
@@ -118,8 +122,9 @@ class AgentLoop:
         if attempt < self._attempt:
             raise Superseded(f"attempt {self._attempt} has taken the nodes over: attempt {attempt} stops")
         if attempt > self._attempt:
-            self._attempt = attempt  # what an older one did not hear is not for it, but for the record
-            self._outbox = [Missed(event) for event in self._outbox if isinstance(event, Lost)]
+            if self._attempt:  # what an older one did not hear is not for it, but for the record
+                self._outbox = [Missed(event) for event in self._outbox if isinstance(event, Lost)]
+            self._attempt = attempt
         self._last_word = time.monotonic()
 
     def _call(self) -> None:
@@ -146,6 +151,8 @@ class AgentLoop:
                 for key, _ in ready:
                     key.data(key.fileobj)
                 self._supersede()
+                if self._fault is not None:
+                    self._fault.strike(self._training.progress().step, self._training.phase)
                 self._publish()
                 if time.monotonic() - self._last_word > self._lease_s:
                     break
@@ -233,7 +240,10 @@ class AgentLoop:
             self._training.deadlines.starts(peer.id, time.monotonic())
 
     def _supersede(self) -> None:
-        """Kill who is past its deadline: hung, stopped, or hopelessly slow."""
+        """Kill who did wrong, or is past its deadline: hung, stopped, or hopelessly slow."""
+        for number, cause in self._training.take_doomed():
+            if number in self._peers:
+                self._cut_off(self._peers[number], cause)
         for number, cause in self._training.deadlines.overdue(time.monotonic()):
             peer = self._peers[number]
             if peer.channel is not None and wait_readable(peer.channel.fileno(), 0):

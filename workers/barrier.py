@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from workers.schedule import share
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,11 @@ class Barrier:
     """Members, their unfinished items, and the slots that results are written to."""
 
     __slots__ = (
+        "_aside",
         "_avoid",
         "_busy",
         "_deaths",
+        "_doers",
         "_errors",
         "_free",
         "_leaving",
@@ -40,6 +42,7 @@ class Barrier:
         "_slots_of",
         "_todo",
         "_use_slots",
+        "makers",
         "slots",
     )
 
@@ -51,16 +54,24 @@ class Barrier:
         self._todo: deque[int] = deque()
         self._deaths: Counter[int] = Counter()
         self._errors: Counter[int] = Counter()
-        self._avoid: dict[int, int] = {}  # item -> worker on which it raised
+        self._avoid: dict[int, list[int]] = {}  # item -> workers that had it before, the last one last
         self._use_slots = False
         self._leaving: set[int] = set()
+        self._doers: dict[int, int] = {}  # item of a phase without slots -> worker that did it
+        self._aside: dict[int, int] = {}  # item under review -> slot of its first result
         self.slots: dict[int, int] = {}
         """Item -> slot of its accepted result."""
+        self.makers: dict[int, int] = {}
+        """Item -> worker that wrote its slot."""
 
     @property
     def members(self) -> tuple[int, ...]:
         """Workers that can be given work."""
         return tuple(worker for worker in self._busy if worker not in self._leaving)
+
+    def __contains__(self, worker: int) -> bool:
+        """Whether a worker is there, be it that it leaves when it has finished what it is doing."""
+        return worker in self._busy
 
     @property
     def complete(self) -> bool:
@@ -97,14 +108,41 @@ class Barrier:
         """Start a phase. The slots of the phase before last are free again if this one uses slots."""
         assert self.complete
         if use_slots:
-            self._free.extend(sorted(self.slots.values(), reverse=True))
-            self.slots = {}
+            self._free.extend(sorted([*self.slots.values(), *self._aside.values()], reverse=True))
+            self.slots, self.makers, self._aside = {}, {}, {}
         self._todo.extend(items)
         self._use_slots = use_slots
         self._deaths.clear()
         self._errors.clear()
         self._avoid.clear()
+        self._doers.clear()
         return self._assign()
+
+    def review(self, item: int, others: Sequence[int] = ()) -> list[Assignment]:
+        """Start a phase of one item that has a slot: into another one, by another worker if there is one.
+
+        `others` are workers that had it before the last one: one that is none of them is better.
+        """
+        assert self.complete
+        self._aside = {item: self.slots.pop(item)}
+        self._todo.append(item)
+        self._use_slots = True
+        self._deaths.clear()
+        self._errors.clear()
+        self._avoid = {item: [*others, self.makers[item]]}
+        return self._assign()
+
+    def reviewed(self, item: int) -> tuple[int, int]:
+        """The slots of the first and of the second result."""
+        return self._aside[item], self.slots[item]
+
+    def accept(self, item: int) -> None:
+        """The second result counts; the slot of the first is free."""
+        self._free.append(self._aside.pop(item))
+
+    def doers(self, items: Collection[int]) -> set[int]:
+        """Who did these items of this phase, which has no slots."""
+        return {self._doers[item] for item in items if item in self._doers}
 
     def join(self, worker: int) -> list[Assignment]:
         """A worker is ready. It gets what nobody works on; otherwise it waits for the next phase."""
@@ -119,6 +157,9 @@ class Barrier:
         self._busy[worker].remove(item)
         if self._use_slots:
             self.slots[item] = self._slots_of.pop((worker, item))
+            self.makers[item] = worker
+        else:
+            self._doers[item] = worker
         return True
 
     def failed(self, worker: int, item: int) -> tuple[int, list[Assignment]]:
@@ -130,7 +171,7 @@ class Barrier:
             self._free.append(self._slots_of.pop((worker, item)))
         self._errors[item] += 1
         self._todo.append(item)
-        self._avoid[item] = worker
+        self._avoid[item] = [worker]
         return self._errors[item], self._assign()
 
     def lost(self, worker: int) -> tuple[int | None, int, list[Assignment]]:
@@ -166,7 +207,8 @@ class Barrier:
         mine: dict[int, list[int]] = {worker: [] for worker in workers}
         for worker, (low, high) in zip(workers, share(count, len(workers)), strict=True):
             for item in items[low:high]:
-                others = [w for w in workers if w != self._avoid.get(item)]
+                avoid = self._avoid.get(item, [])
+                others = [w for w in workers if w not in avoid] or [w for w in workers if w not in avoid[-1:]]
                 mine[worker if worker in others or not others else others[-1]].append(item)
         return [self._give(worker, tuple(work)) for worker, work in mine.items() if work]
 

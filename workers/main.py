@@ -13,6 +13,7 @@ from storage.errors import Superseded
 from workers.agent import AgentLoop
 from workers.channel import Channel, accept, listen
 from workers.clouds import watch_clouds
+from workers.faults import planned_fault
 from workers.notice import pass_on_notices
 from workers.processes import ProcessId
 
@@ -38,7 +39,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     if arguments.role == "agent":
         pid, _, started = (arguments.supervisor or "").partition(":")
         supervisor = ProcessId(int(pid), int(started)) if pid else None
-        loop = AgentLoop(address, supervisor=supervisor)
+        fault = planned_fault("agent", arguments.rank, arguments.generation)
+        loop = AgentLoop(address, supervisor=supervisor, fault=fault)
         watch_clouds(address)
         threading.Thread(target=serve_control, args=(loop, address + "-control"), daemon=True).start()
         loop.run()

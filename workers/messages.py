@@ -80,7 +80,9 @@ class Prepare:
     shuffle: bool
     url: str = ""
     peers: bool = False
+    paranoid: float = 0.0
     token: str = ""
+    stop_on_divergence: bool = True
     worker_timeout_s: float | None = None
     checkpoint_timeout_s: float | None = None
 
@@ -104,10 +106,12 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Copy the state that another node holds, and commit it as its step."""
+    """Copy the state that another node holds, and commit it as what it is there."""
 
     address: str
     step: int
+    attempt: int
+    """The attempt that made the state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +172,11 @@ Command: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Greeted:
-    """An agent serves; these processes are connected to it."""
+    """The answer to `Greet`: these processes are there, and there were epochs up to `told` before."""
 
     processes: tuple[Process, ...]
+    attempt: int = 0
+    told: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,11 +300,12 @@ class CheckpointWritten:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFailed:
-    """A checkpoint could not be written."""
+    """A checkpoint could not be written; it had been given up `tries` times before."""
 
     step: int
     error: Exception
     epoch: int = 0
+    tries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +329,30 @@ class Retried:
 
     name: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """The loss or the gradient of a step is not finite, and that is how it is: the run cannot go on.
+
+    `microbatch` is None where each is finite and their sum is not. `loss` is that of the microbatch, or of
+    the step; `finite` says whether the gradient is, whose BLAKE3 is `digest`.
+    """
+
+    step: int
+    microbatch: int | None
+    loss: float
+    finite: bool
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Doubted:
+    """A worker computed a piece of work with other bits than another one: it is not trusted any more."""
+
+    rank: int
+    pid: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +398,8 @@ Event: TypeAlias = (
     | Evaluated
     | Failed
     | Retried
+    | Diverged
+    | Doubted
     | Unreadable
     | Recovered
     | Finished

@@ -74,6 +74,7 @@ class Reduction:
         self.memory = Parts.create(path, 2 * self._most, length, num_metrics)
         self.step = -1
         self._parts: list[Part] = []
+        self._complete = False  # all parts of the step are here
         self._waiting: dict[int, str] = {}  # request -> where to
 
     @property
@@ -84,7 +85,7 @@ class Reduction:
     def begin(self, step: int, count: int) -> range:
         """Start to fetch the others' parts; returns the microbatches that are this node's to compute."""
         self._exchange.withdraw((*self._stamp, step - 1))  # theirs are the slots that are used again
-        self.step = step
+        self.step, self._complete = step, False
         self._parts = parts_of([*self._members.values()], count, step % 2 * self._most)
         for member in self._members.values():
             theirs = [part for part in self._parts if part.member == member.node]
@@ -107,10 +108,11 @@ class Reduction:
             self._exchange.publish(Key(*self._stamp, self.step, "parts"), self._arrays(mine))
 
     def replay(self, address: str, epoch: int, step: int) -> bool:
-        """Fetch all parts of the step under way from a member that has them; False if it is another step."""
+        """Have all parts of the step under way, from a member that does; False if it is another step."""
         if (epoch, step) != (self._stamp[1], self.step):
             return False
-        self._fetch(address, "all", self._parts)
+        if not self._complete:
+            self._fetch(address, "all", self._parts)
         return True
 
     def fetched(self, request: int) -> str | None:
@@ -124,7 +126,9 @@ class Reduction:
 
     def finish(self) -> tuple[list[int], list[int]]:
         """All parts are here: their slots and levels, in order. They are kept for who is behind."""
-        self._exchange.publish(Key(*self._stamp, self.step, "all"), self._arrays(self._parts))
+        if not self._complete:
+            self._exchange.publish(Key(*self._stamp, self.step, "all"), self._arrays(self._parts))
+        self._complete = True
         return [part.slot for part in self._parts], [part.node[0] for part in self._parts]
 
     def totals(self) -> Sums:

@@ -42,7 +42,12 @@ class Saving:
         self._metrics: dict[str, float] = {}
         self._directory = ""
         self._epoch = 0
-        self._given_up = (-1, 0)  # step of the checkpoint last given up, and how often
+        self._given_up: dict[int, int] = {}  # steps of checkpoints of this epoch, and how often
+        self._tries = 0  # how often that which is being written was given up before
+
+    def given_up(self, step: int) -> bool:
+        """Whether other nodes have given up the checkpoint of this step, so that it cannot be whole."""
+        return step in self._given_up
 
     def obstacle(self, writer: Peer | None) -> str | None:
         """Why no checkpoint can begin now; None if one can."""
@@ -68,8 +73,8 @@ class Saving:
         self._pin = _Pin(arena, buffer, writer.id)
         self.step, self._since, self._metrics = step, time.monotonic(), metrics
         # Each try has a name of its own, which all nodes know without asking.
-        tries = self._given_up[1] if self._given_up[0] == step else 0
-        name = f"{plan.nonce} {plan.epoch} {step} {tries}".encode()
+        self._tries = self._given_up.get(step, 0)
+        name = f"{plan.nonce} {plan.epoch} {step} {self._tries}".encode()
         self._directory = directory_name(step, plan.attempt, blake3(name).hexdigest(8))
         self._epoch = plan.epoch
         writer.send("write", buffer, step, plan.url, self._directory, plan.compression, plan.in_flight, share)
@@ -86,17 +91,20 @@ class Saving:
     def failed(self, error: Exception) -> CheckpointFailed | None:
         """The writer could not store it; the buffer is free."""
         self._unpin()
-        return None if self.step is None else CheckpointFailed(self.step, error, self._epoch)
+        return None if self.step is None else self._failure(self.step, error)
 
-    def lost(self, error: Exception) -> CheckpointFailed | None:
-        """The writer is dying; if it was reading, the pin stays until it is known to be gone."""
-        if self._pin is None or self.step is None:
+    def lost(self, writer: int, error: Exception) -> CheckpointFailed | None:
+        """A writer is dying; if it was reading, the pin stays until it is known to be gone."""
+        if self._pin is None or self._pin.writer != writer or self.step is None:
             return None
-        return CheckpointFailed(self.step, error, self._epoch)
+        return self._failure(self.step, error)
+
+    def _failure(self, step: int, error: Exception) -> CheckpointFailed:
+        return CheckpointFailed(step, error, self._epoch, self._tries)
 
     def abandon(self) -> None:
         """A new epoch begins: what is under way will not count."""
-        self.step, self._given_up = None, (-1, 0)
+        self.step, self._given_up = None, {}
 
     def gone(self, writer: int) -> None:
         """The process is known to have ended."""
@@ -110,7 +118,7 @@ class Saving:
         if committed:
             self.stored_step = step
         else:
-            self._given_up = (step, tries)
+            self._given_up[step] = tries
 
     def _unpin(self) -> None:
         assert self._pin is not None

@@ -28,6 +28,7 @@ from workers.messages import (
     Copy,
     Described,
     Dismiss,
+    Doubted,
     Evaluated,
     Event,
     Failed,
@@ -60,6 +61,7 @@ from workers.reduction import Reduction, added
 from workers.saving import Saving
 from workers.schedule import batch_rows, segments, steps_per_epoch
 from workers.state import Arena, ArenaSpec
+from workers.suspicion import Suspicion
 from workers.task import averages, mismatch
 from workers.validation import Validation
 
@@ -88,6 +90,7 @@ class Phase(Enum):
     GRADIENT = "gradient"
     REDUCE = "reduce"
     EXCHANGE = "exchange"
+    REVIEW = "review"
     UPDATE = "update"
     EVALUATE = "evaluate"
     BOUNDARY = "boundary"
@@ -129,6 +132,11 @@ def _too_deadly(name: str, deaths: int, cause: str) -> UserCodeError:
     )
 
 
+def _death(writer: Peer, cause: str = "") -> InfrastructureError:
+    how = f"was killed: {cause}" if cause else "died"
+    return InfrastructureError(f"the writer (process {writer.process.pid}) {how}")
+
+
 class Training:
     """One node's run: its arena, its barrier, and where it stands."""
 
@@ -147,7 +155,7 @@ class Training:
         self._events: list[Event] = []
         self._joined: dict[int, Peer] = {}
         self._workers: dict[int, Peer] = {}  # ready ones
-        self._writer: Peer | None = None
+        self._writers: dict[int, Peer] = {}  # ready ones; more than one only if one is about to end
         self._description: dict[str, Any] | None = None
         self._prepare: Prepare | None = None
         self._plan: Plan | None = None
@@ -160,7 +168,7 @@ class Training:
         self._step = 0
         self._buffer = 0
         self._target = 0
-        self._copied_step = 0
+        self._copying: Copy | None = None
         self._replaying = False
         self._stalled = False  # something could not be fetched: only a new epoch helps
         self._pieces: list[tuple[int, list[int], int, int, int]] = []
@@ -168,13 +176,22 @@ class Training:
         self._levels: list[int] = []
         self._segments: list[tuple[int, int]] = []
         self._metrics: dict[str, float] = {}
+        self._suspicion = Suspicion()
+        self._first_maker = -1  # of the microbatch that is reviewed
+        self._doomed: list[tuple[int, str]] = []
         self._validation: Validation | None = None
         self._saving = Saving()
         self._restoring = ""
+        self._restorer = 0  # id of the writer that reads it
         self._stop: Stop | None = None
+        self._failure: Exception | None = None
         self._trace: list[tuple[int, int, int]] | None = [] if os.environ.get("HOLDFAST_TRACE") else None
         self._dispatched_ns = 0
         self._disturbed_at: float | None = None  # no step was committed since
+
+    @property
+    def _writer(self) -> Peer | None:
+        return max(self._writers.values(), key=lambda peer: peer.generation, default=None)
 
     # -- what the loop asks -------------------------------------------------------------------------------
 
@@ -182,6 +199,16 @@ class Training:
         """What happened since the last call."""
         events, self._events = self._events, []
         return events
+
+    def take_doomed(self) -> list[tuple[int, str]]:
+        """Peers to be cut off that have done wrong, each with what it was."""
+        doomed, self._doomed = self._doomed, []
+        return doomed
+
+    @property
+    def phase(self) -> str:
+        """What the node is doing, by the name of its `Phase`."""
+        return self._phase.value
 
     def progress(self) -> Progress:
         """Where training is."""
@@ -210,8 +237,8 @@ class Training:
         """Do what the coordinator asks; failures become events."""
         try:
             match command:
-                case Greet(_, node):
-                    self._greet(node)
+                case Greet(attempt, node):
+                    self._greet(attempt, node)
                 case Prepare():
                     self._resting = command
                 case Initialise():
@@ -220,8 +247,8 @@ class Training:
                     self._restore(directory)
                 case Adopt():
                     self._adopt()
-                case Copy(address, step):
-                    self._copy(address, step)
+                case Copy():
+                    self._copy(command)
                 case Replay(address, epoch, step):
                     self._replay(address, epoch, step)
                 case Train(plan, stop):
@@ -240,16 +267,21 @@ class Training:
             self._fail(error)
         self._advance()
 
-    def _greet(self, node: int) -> None:
+    def _greet(self, attempt: int, node: int) -> None:
         """Tell a coordinator that has found this agent what it has to know."""
         self._node = node
         processes = [
-            Process(p.role, p.rank, p.generation, p.process.pid, p.id in self._workers or p is self._writer)
+            Process(
+                p.role, p.rank, p.generation, p.process.pid, p.id in self._workers or p.id in self._writers
+            )
             for p in self._joined.values()
         ]
-        self._events.append(Greeted(tuple(processes)))
+        epochs = [each.epoch for each in (self._prepare, self._resting) if each is not None]
         if self._description is not None:
             self._events.append(Described(self._description))
+        self._events.append(Greeted(tuple(processes), attempt, max(epochs, default=0)))
+        if self._failure is not None:
+            self._events.append(Failed(self._failure))  # perhaps nobody has heard of it
 
     def _rest(self) -> None:
         """Nobody is at work: the epoch begins, and the coordinator is told which step the memory holds."""
@@ -260,12 +292,16 @@ class Training:
             self._open(command)
         arena = self._ready_arena()
         if command.attempt != self._attempt:
+            self._close_reduction()  # its epochs are those of another attempt
             self._attempt = command.attempt
         self._prepare = command
         self.deadlines.configure(command.worker_timeout_s, command.checkpoint_timeout_s)
+        self._suspicion.enabled = command.stop_on_divergence
+        self._suspicion.share = command.paranoid
         self._phase = Phase.IDLE
         self._ticket += 1
         self._stalled = self._replaying = False
+        self._suspicion.begin()
         self._barrier.abandon()
         self._saving.abandon()
         self._stop = None
@@ -286,7 +322,7 @@ class Training:
         self._prepare = command
         self._validation = Validation(description, command.batch_size)
         self._barrier = Barrier(num_slots)
-        for peer in [*self._workers.values(), *([self._writer] if self._writer else [])]:
+        for peer in [*self._workers.values(), *self._writers.values()]:
             self._admit(peer)
 
     def _restore(self, directory: str) -> None:
@@ -297,7 +333,7 @@ class Training:
             return
         self._target = self._ready_arena().spare_buffer(self._buffer)
         self._phase = Phase.RESTORE
-        self._restoring = directory
+        self._restoring, self._restorer = directory, self._writer.id
         self._writer.send("restore", self._target, prepare.url, directory)
         self.deadlines.stores(self._writer.id, self._state_nbytes(), self._clock())
 
@@ -306,26 +342,28 @@ class Training:
         self._metrics = self._survivor.metrics
         self._started(self._survivor.found.step, self._survivor.buffer, stored=False)
 
-    def _copy(self, address: str, step: int) -> None:
+    def _copy(self, command: Copy) -> None:
         """Fetch the state of another node into a buffer."""
         prepare, arena = self._ready_prepare(), self._ready_arena()
         self._target = arena.spare_buffer(self._buffer)
         self._phase = Phase.COPY
-        self._copied_step = step
-        self._links.fetch_state(address, (prepare.attempt, prepare.epoch, step), arena, self._target)
+        self._copying = command
+        stamp = (prepare.attempt, prepare.epoch, command.step)
+        self._links.fetch_state(command.address, stamp, arena, self._target)
 
     def _copied(self) -> None:
-        arena = self._ready_arena()
+        arena, copied = self._ready_arena(), self._copying
+        assert copied is not None
         aux = arena.aux(self._target)
         self._metrics = aux["metrics"]
-        arena.commit(self._attempt, self._ready_prepare().epoch, self._copied_step, self._target, aux)
-        self._started(self._copied_step, self._target, stored=False)
+        arena.commit(copied.attempt, self._ready_prepare().epoch, copied.step, self._target, aux)
+        self._started(copied.step, self._target, stored=False)
 
     def _replay(self, address: str, epoch: int, step: int) -> None:
         """Make the step that another node is ahead by, with sums that it has kept; else copy its state."""
         reduction = self._reduction
         if step != self._step or reduction is None or not reduction.replay(address, epoch, step):
-            self._copy(address, step + 1)
+            self._copy(Copy(address, step + 1, self._attempt))
             return
         self._replaying = True
         self._phase = Phase.EXCHANGE
@@ -334,7 +372,7 @@ class Training:
         self._disturb()
         self._close_reduction()
         self._plan, self._stop = plan, stop
-        self._saving.stored_step = max(self._saving.stored_step, plan.stored_step)
+        self._saving.stored_step = plan.stored_step  # all nodes have to agree on what is stored
         self._links.begin(plan.attempt, plan.epoch)
         if plan.members:
             self._open_reduction(plan)
@@ -366,12 +404,17 @@ class Training:
 
     def _dismiss(self, rank: int) -> None:
         """A worker that is not needed any more leaves when it has finished what it is doing."""
-        for peer in self._workers.values():
-            if peer.rank == rank and self._barrier.dismiss(peer.id):
-                self._barrier.leave(peer.id)
-                del self._workers[peer.id]
-                peer.send("exit")
+        for peer in [*self._workers.values()]:
+            if peer.rank == rank:
+                self._let_go(peer)
+
+    def _let_go(self, peer: Peer) -> None:
+        if peer.id in self._barrier:
+            if not self._barrier.dismiss(peer.id):
                 return
+            self._barrier.leave(peer.id)
+        del self._workers[peer.id]
+        peer.send("exit")
 
     def _started(self, step: int, buffer: int, *, stored: bool) -> None:
         self._step, self._buffer = step, buffer
@@ -436,8 +479,10 @@ class Training:
 
     def _ready(self, peer: Peer, description: dict[str, Any] | None) -> None:
         self.deadlines.forget(peer.id)  # as one that loads
+        if self._is_twin(peer):
+            return
         if peer.role == "writer":
-            self._writer = peer
+            self._writers[peer.id] = peer
         else:
             assert description is not None
             if self._description is None:
@@ -446,12 +491,26 @@ class Training:
             elif (error := mismatch(self._description, description, f"worker {peer.rank}")) is not None:
                 self._fail(error)
                 return
+            for other in [*self._workers.values()]:
+                if other.rank == peer.rank and other.generation < peer.generation:
+                    self._let_go(other)  # it was given up
             self._workers[peer.id] = peer
         self._events.append(Ready(peer.role, peer.rank, peer.process.pid, peer.generation))
         if self._arena is not None:
             self._admit(peer)
         if peer.role == "writer":
             self._resume_drain()
+
+    def _is_twin(self, peer: Peer) -> bool:
+        """Whether a process is there already that a dead coordinator had started in its stead: one goes."""
+        ready = self._writers if peer.role == "writer" else self._workers
+        for other in ready.values():
+            if (other.rank, other.generation) == (peer.rank, peer.generation):
+                del self._joined[peer.id]
+                peer.send("exit")
+                self._events.append(Ready(other.role, other.rank, other.process.pid, other.generation))
+                return True
+        return False
 
     def _admit(self, peer: Peer) -> None:
         """Show a peer the arena. It is recorded there first, for whoever must end it one day."""
@@ -469,28 +528,27 @@ class Training:
     def lose(self, peer: Peer, cause: str = "") -> None:
         """A peer is dead, or is being killed, for a cause: others do its work."""
         self.deadlines.forget(peer.id)
-        self._joined.pop(peer.id, None)
-        ready = peer.id in self._workers or peer is self._writer
+        known = self._joined.pop(peer.id, None) is not None  # else it was the twin of one that is there
+        ready = peer.id in self._workers or peer.id in self._writers
         phase = self._phase
         pid = peer.process.pid
-        self._events.append(
-            Lost(peer.role, peer.rank, pid, ready, self._step, phase.value, peer.generation, cause)
-        )
-        if peer is self._writer:
-            self._writer = None
-            error = InfrastructureError(
-                f"the writer (process {pid}) {'was killed: ' + cause if cause else 'died'}"
+        if known:
+            self._events.append(
+                Lost(peer.role, peer.rank, pid, ready, self._step, phase.value, peer.generation, cause)
             )
-            if phase is Phase.RESTORE:
-                self._restore_failed(error)
-            else:
-                self._report(self._saving.lost(error))
-        elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier.members:
+        if peer.role == "writer":
+            self._writers.pop(peer.id, None)
+            self._report(self._saving.lost(peer.id, _death(peer, cause)))
+        elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier:
             self._disturb()
             item, deaths, assignments = self._barrier.lost(peer.id)
             if item is not None and deaths >= MAX_DEATHS:
                 self._fail(_too_deadly(self._name(item), deaths, cause))
             self._send(assignments)
+            if self._replaying and not self._workers and not self._stalled:
+                self._stalled = True  # others need not wait for new ones: the state can be copied
+                error = InfrastructureError("no worker is left to make the step again with")
+                self._events.append(PeerFailed("itself", error, self._ready_prepare().epoch))
 
     def bury(self, peer: Peer) -> None:
         """A lost peer is known to have ended: what it could write may be used again."""
@@ -498,6 +556,8 @@ class Training:
             return
         self._arena.dismiss(peer.process)
         self._saving.gone(peer.id)
+        if self._phase is Phase.RESTORE and peer.id == self._restorer:
+            self._restore_failed(_death(peer))
         self._resume_drain()
         self._send(self._barrier.gone(peer.id))
         self._advance()
@@ -518,7 +578,7 @@ class Training:
             items = assignment.items
             message: tuple[object, ...]
             match self._phase:
-                case Phase.GRADIENT:
+                case Phase.GRADIENT | Phase.REVIEW:
                     message = (self._step, self._buffer, items, assignment.slots)
                 case Phase.REDUCE:
                     message = (self._step, [self._pieces[i] for i in items])
@@ -531,18 +591,27 @@ class Training:
                     message = (self._target, items)
                 case _:
                     raise AssertionError(f"work was assigned in phase {self._phase}")
-            self._workers[assignment.worker].send(self._phase.value, self._ticket, *message)
-            self.deadlines.given(assignment.worker, self._phase.value, items[0], now)
+            kind = (Phase.GRADIENT if self._phase is Phase.REVIEW else self._phase).value
+            self._workers[assignment.worker].send(kind, self._ticket, *message)
+            self.deadlines.given(assignment.worker, kind, items[0], now)
 
-    def _done(self, peer: Peer, ticket: int, item: int, sums: Sums | None = None) -> None:
+    def _done(
+        self, peer: Peer, ticket: int, item: int, sums: Sums | None = None, finite: bool = True
+    ) -> None:
         if ticket != self._ticket:
             return
         if self._barrier.done(peer.id, item):
             self.deadlines.finished(peer.id, self._barrier.current(peer.id), self._clock())
             if sums is not None:
                 self._ready_validation().collect(item, sums)
+            if self._reduction is None:  # of several nodes, none can tell alone whose part it is
+                self._suspicion.heard(item, finite=finite)
+        self._let_leave(peer)
+
+    def _let_leave(self, peer: Peer) -> None:
+        """A worker that was dismissed and has nothing left to do goes."""
         if peer.id in self._workers and peer.id not in self._barrier.members:
-            self._dismiss(peer.rank)
+            self._let_go(peer)
 
     def _raised(self, peer: Peer, ticket: int, item: int, error: HoldfastError) -> None:
         if ticket != self._ticket:
@@ -557,6 +626,7 @@ class Training:
         else:
             self._events.append(Retried(name, str(error).rpartition("\n")[2]))
             self._send(assignments)
+            self._let_leave(peer)
 
     def _unreadable(self, ticket: int, item: int, message: str, skipped: bool) -> None:
         if ticket == self._ticket:
@@ -570,7 +640,7 @@ class Training:
     def _name(self, item: int) -> str:
         """A piece of work, as users are told of it."""
         match self._phase:
-            case Phase.GRADIENT:
+            case Phase.GRADIENT | Phase.REVIEW:
                 return f"step {self._step}, microbatch {item}"
             case Phase.EVALUATE:
                 return f"the evaluation at step {self._step}, batch {item}"
@@ -580,6 +650,7 @@ class Training:
                 return f"phase {self._phase.value}"
 
     def _fail(self, error: Exception) -> None:
+        self._failure = error
         self._events.append(Failed(error))
         self._phase = Phase.ENDED
 
@@ -593,6 +664,7 @@ class Training:
             Phase.BOUNDARY: self._at_boundary,
             Phase.INITIALISE: self._end_initialise,
             Phase.GRADIENT: self._end_gradient,
+            Phase.REVIEW: self._end_review,
             Phase.REDUCE: self._end_reduce,
             Phase.EXCHANGE: self._end_exchange,
             Phase.UPDATE: self._end_update,
@@ -607,7 +679,7 @@ class Training:
         """Commit the step if its update is complete; rest as soon as nobody reads or writes the memory."""
         if self._phase is Phase.RESTORE or not self._barrier.idle:
             return
-        if self._phase is Phase.UPDATE and self._barrier.complete:
+        if self._phase is Phase.UPDATE and self._barrier.complete and self._suspicion.update_is_good:
             self._commit_step()
             self._phase = Phase.IDLE
         self._links.cancel()
@@ -654,15 +726,19 @@ class Training:
         if self._trace is not None:
             self._dispatched_ns = time.monotonic_ns()
         self._stalled = False
+        self._suspicion.begin()
         count = min(rows, self._prepare.microbatches)
         mine = range(count) if self._reduction is None else self._reduction.begin(self._step, count)
         self._begin(Phase.GRADIENT, mine)
 
     def _end_gradient(self) -> None:
+        slots, suspicion = self._barrier.slots, self._suspicion
+        if suspicion.of_loss(self._ready_arena(), slots) or suspicion.draw(self._step, slots):
+            self._review()
+            return
         if self._reduction is None:
             self._begin_update()
             return
-        slots = self._barrier.slots
         cuts = self._cuts()
         self._pieces = []
         for part in self._reduction.own():
@@ -691,6 +767,90 @@ class Training:
     def _cuts(self) -> list[tuple[int, int]]:
         return segments(self._ready_arena().spec.params.length, max(1, len(self._barrier.members)))
 
+    def _review(self) -> None:
+        """A microbatch that is not finite, or was drawn, is computed again before it counts."""
+        item, suspicion = self._suspicion.suspects[0], self._suspicion
+        self._first_maker = self._barrier.makers[item]
+        if suspicion.is_sample and not suspicion.makers:
+            suspicion.hear(self._ready_arena(), self._barrier.slots[item], self._first_maker)
+        self._phase = Phase.REVIEW
+        self._ticket += 1
+        self.deadlines.begin()
+        self._send(self._barrier.review(item, suspicion.makers))
+
+    def _end_review(self) -> None:
+        """Compare: the same bits again are a divergence, of other bits one is somebody's fault."""
+        arena, suspicion = self._ready_arena(), self._suspicion
+        item = suspicion.suspects[0]
+        first, second = self._barrier.reviewed(item)
+        if suspicion.is_sample:
+            self._end_sample(item, second)
+            return
+        if suspicion.agree(arena, first, second):
+            self._diverge(item, [second])
+            return
+        self._doubt(self._first_maker, self._name(item))
+        self._barrier.accept(item)
+        if suspicion.is_finite(arena, second):
+            suspicion.judged()
+        elif suspicion.is_hopeless:
+            self._fail(InfrastructureError(f"no two workers agree on {self._name(item)}"))
+            return
+        if suspicion.suspects:
+            self._review()
+        else:
+            self._end_gradient()
+
+    def _end_sample(self, item: int, slot: int) -> None:
+        """A microbatch that was drawn counts when two results agree; who gave another is not trusted."""
+        suspicion, name = self._suspicion, self._name(item)
+        self._barrier.accept(item)
+        wrong = suspicion.hear(self._ready_arena(), slot, self._barrier.makers[item])
+        if wrong is None and suspicion.is_hopeless:
+            self._fail(InfrastructureError(f"no two workers agree on {name}"))
+            return
+        if wrong is not None:
+            for maker in wrong:
+                self._doubt(maker, name)
+            suspicion.judged()
+        if suspicion.suspects:
+            self._review()
+        else:
+            self._end_gradient()
+
+    def _doubt(self, worker: int, name: str) -> None:
+        """Do not trust a worker any more: it gets nothing more to do, and is killed and replaced."""
+        peer = self._workers.get(worker)
+        if peer is None:
+            return  # it has gone already
+        self._barrier.dismiss(peer.id)
+        self._events.append(Doubted(peer.rank, peer.process.pid, name))
+        self._doomed.append((peer.id, f"it computed {name} with other bits than another worker"))
+
+    def _diverge(self, item: int | None, slots: list[int]) -> None:
+        self._events.append(self._suspicion.record(self._ready_arena(), self._step, item, slots))
+        self._phase = Phase.ENDED
+
+    def _is_good(self) -> bool:
+        """Whether a complete update may be committed; otherwise what led to it is looked at again."""
+        suspicion, arena = self._suspicion, self._ready_arena()
+        slots = [slot for _, slot in sorted(self._barrier.slots.items())]
+        if suspicion.update_is_good:
+            return True
+        if suspicion.of_gradient(arena, self._barrier.slots):
+            suspicion.forgive()
+            self._review()
+        elif not (faulty := suspicion.is_faulty(arena, slots, self._segments)):
+            self._diverge(None, slots)
+        elif suspicion.is_hopeless:
+            self._fail(InfrastructureError(f"no worker gets the update of step {self._step} right"))
+        else:
+            for worker in self._barrier.doers(faulty):
+                self._doubt(worker, f"the update of step {self._step}")
+            suspicion.forgive()
+            self._begin(Phase.UPDATE, range(len(self._segments)))
+        return False
+
     def _begin_update(self) -> None:
         self._target = self._ready_arena().spare_buffer(self._buffer)
         self._segments = self._cuts()
@@ -715,6 +875,8 @@ class Training:
 
     def _end_update(self) -> None:
         """The step is made. One that was made again for a node that is ahead goes no further."""
+        if not self._is_good():
+            return
         self._commit_step()
         if self._replaying:
             self._replaying = False
@@ -747,7 +909,10 @@ class Training:
             self._drain(done=done)
             return
         every = plan.checkpoint_every
-        if every is not None and self._step % every == 0 and self._step not in (0, self._saving.stored_step):
+        due = (
+            every is not None and self._step % every == 0 and self._step not in (0, self._saving.stored_step)
+        )
+        if due and not self._saving.given_up(self._step):
             self._checkpoint()
         self._begin_gradient()
 

@@ -23,6 +23,7 @@ from workers.parts import Parts
 from workers.rng import Purpose, Streams
 from workers.schedule import batch_indices, microbatches, tree_depth, tree_sum
 from workers.state import Arena
+from workers.suspicion import all_finite
 from workers.task import Task
 from workers.tracebacks import summary, user_traceback
 
@@ -129,7 +130,11 @@ class Worker:
 
     def share(self, path: str, count: int) -> None:
         """Map the memory in which gradients of several nodes come together."""
-        self._parts = Parts(path, count, self._arena.spec.params.length, self._arena.spec.num_metrics)
+        spec = self._arena.spec
+        try:
+            self._parts = Parts(path, count, spec.params.length, spec.num_metrics)
+        except (FileNotFoundError, ValueError):  # of an epoch that is over: it is gone, or made anew
+            self._parts = None
 
     def initialise(self, ticket: int, buffer: int, items: tuple[int, ...]) -> None:
         """Fill a buffer with the initial state."""
@@ -151,7 +156,7 @@ class Worker:
         indices = batch_indices(len(data), self._batch_size, self._seed, step, shuffle=self._shuffle)
         bounds = microbatches(len(indices), self._num_microbatches)
         for item, slot in zip(items, slots, strict=True):
-            self._strike(step, "forward")
+            lose = self._strike(step, "forward")
             try:
                 low, high = bounds[item]
                 batch = self._read(data, indices[low:high], ticket, item)
@@ -164,7 +169,11 @@ class Worker:
             except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
-            self._strike(step, "backward")
+            if lose:
+                self._arena.sums[slot][0, 0] = np.nan
+            if self._strike(step, "backward"):
+                assert self._fault is not None
+                self._grads[slot][0] = self._fault.spoilt(float(self._grads[slot][0]))
             self._channel.send("done", ticket, item)
 
     def update(
@@ -191,13 +200,16 @@ class Worker:
         weight = np.float32(sums[0, 1] or 1.0)  # without any weight the gradient is zero
         work, mean, scratch = self._work[:-2], self._work[-2], self._work[-1]
         for item, start, stop in items:
-            self._strike(step, "reduce")
+            flip, finite = self._strike(step, "reduce"), True
             try:
                 for low in range(start, stop, BLOCK):
                     high = min(low + BLOCK, stop)
                     size = high - low
                     total = tree_sum([leaf[low:high] for leaf in leaves], [w[:size] for w in work], levels)
                     np.divide(total, weight, out=mean[:size])
+                    if flip:
+                        mean[0] = np.nan
+                    finite = finite and all_finite(mean[:size])
                     optimizer.update(
                         step,
                         params[low:high],
@@ -212,7 +224,7 @@ class Worker:
             except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
                 self._report(ticket, item, error)
                 continue
-            self._channel.send("done", ticket, item)
+            self._channel.send("done", ticket, item, None, finite)
 
     def reduce(self, ticket: int, step: int, items: list[tuple[int, list[int], int, int, int]]) -> None:
         """Add slots up to parts of the tree: (item, slots, part, start, stop) each."""
@@ -258,9 +270,9 @@ class Worker:
             self._channel.send("unreadable", ticket, item, str(error), True)
             return None
 
-    def _strike(self, step: int, phase: str) -> None:
-        if self._fault is not None:
-            self._fault.strike(step, phase)
+    def _strike(self, step: int, phase: str) -> bool:
+        """Whether a planned fault spoils the result."""
+        return self._fault is not None and self._fault.strike(step, phase)
 
     def _report(self, ticket: int, item: int, error: Exception | SystemExit) -> None:
         if not isinstance(error, HoldfastError):

@@ -52,7 +52,7 @@ def _serve(channel: Channel, fault: Fault | None) -> None:
             if kind == "write":
                 _write(channel, arena, fault, *arguments)
             else:
-                _restore(channel, arena, *arguments)
+                _restore(channel, arena, fault, *arguments)
         except HoldfastError as error:
             channel.send("failed", kind, error)
 
@@ -86,7 +86,10 @@ def _write(
     channel.send("written", step, part, directory)
 
 
-def _restore(channel: Channel, arena: Arena, buffer: int, url: str, directory: str) -> None:
+def _restore(
+    channel: Channel, arena: Arena, fault: Fault | None, buffer: int, url: str, directory: str
+) -> None:
+    _strike(fault, 0, "restore")
     store = open_store(url)
     manifest = read_manifest(store, directory)
     restore(store, directory, manifest, arena.spec.arrays, arena.buffers[buffer])

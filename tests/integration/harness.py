@@ -289,8 +289,18 @@ def variable(checkpoint: Path, name: str) -> Any:
     return array[offset : offset + size].reshape(shape)
 
 
+KILLS = {"killed": 0}
+"""What tests have killed in this session: processes, and whole runs or nodes at once."""
+
+
 def signal_all(processes: Iterable[psutil.Process], number: int) -> int:
     """Send the signal to those still alive; how many there were."""
+    count = _send_all(processes, number)
+    KILLS["killed"] += count if number == signal.SIGKILL else 0
+    return count
+
+
+def _send_all(processes: Iterable[psutil.Process], number: int) -> int:
     count = 0
     for process in processes:
         try:
@@ -332,6 +342,15 @@ def is_role(process: psutil.Process, role: str) -> bool:
     if line and line[0].startswith("ray::Holdfast"):
         return str(line[0]).startswith(f"ray::Holdfast{role.capitalize()}")
     return "workers.main" in line and role in line[line.index("workers.main") + 1 :][:1]
+
+
+def node_of(process: psutil.Process) -> int | None:
+    """The node that a process of the process runtime belongs to; None if to none."""
+    try:
+        found = re.search(r"@holdfast-[0-9a-f]+-(\d+)-\d+", " ".join(process.cmdline()))
+    except psutil.Error:
+        return None
+    return int(found[1]) if found else None
 
 
 def wait_for(
@@ -404,6 +423,7 @@ class Place:
         given = self.env | (dict(env) if env else {})
         if faults:
             given["HOLDFAST_FAULTS"] = json.dumps(list(faults))
+            KILLS["killed"] += sum("kill" in fault for fault in faults)
         run = Started(self, [sys.executable, "-m", "orchestrator", *words], given)
         self.started.append(run)
         return run
@@ -442,6 +462,11 @@ class Place:
     def memory(self) -> list[Path]:
         """The shared memory files of this place."""
         return sorted(self.shm.glob("holdfast-*"))
+
+    def node_memory(self, node: int) -> list[Path]:
+        """The shared memory files of one node of the process runtime."""
+        mine = rf"holdfast-[0-9a-f-]+{re.escape(f'.{node}') if node else ''}(\.parts)?"
+        return [path for path in self.memory() if re.fullmatch(mine, path.name)]
 
     def forget_memory(self) -> None:
         """Remove the shared memory files, as a reboot does."""
@@ -486,7 +511,7 @@ class Place:
         while (left := self.strays()) and time.monotonic() < deadline:
             time.sleep(0.05)
         text = describe(left)
-        signal_all(left, signal.SIGKILL)
+        _send_all(left, signal.SIGKILL)
         if self.own_shm:
             shutil.rmtree(self.shm, ignore_errors=True)
         shutil.rmtree(self.tmp, ignore_errors=True)
@@ -579,14 +604,43 @@ class Started:
         """Its living workers, agents or writers, under the process runtime."""
         return [each for each in self.tree() if is_role(each, role)]
 
+    def node(self, node: int) -> list[psutil.Process]:
+        """The living processes of one node, under the process runtime."""
+        return [each for each in self.tree() if node_of(each) == node]
+
+    def kill_nodes(self, *nodes: int) -> None:
+        """SIGKILL for all processes of some nodes at once; what was in their memory is gone too."""
+        struck = [each for node in nodes for each in self.node(node)]
+        assert {node_of(each) for each in struck} == {*nodes}, f"nodes {nodes} expected{self.outcome()}"
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            _send_all(struck, number)
+        for node in nodes:
+            for path in self.place.node_memory(node):
+                path.unlink(missing_ok=True)
+        KILLS["killed"] += len(nodes)
+
+    def stopped(self, role: str) -> list[psutil.Process]:
+        """Processes that have stopped themselves; `driver` are the supervisor and the coordinator."""
+        found = []
+        for each in self.tree():
+            mine = is_role(each, role) if role != "driver" else node_of(each) is None
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [each] if mine and each.status() == psutil.STATUS_STOPPED else []
+        return found
+
+    def said(self) -> str:
+        """Its standard error so far."""
+        return self.err.read_text(errors="replace")
+
     def kill_everything(self, known: Iterable[psutil.Process] = ()) -> None:
         """SIGKILL for the whole tree at one moment, as far as there is one; `known` go first."""
-        signal_all(known, signal.SIGKILL)
+        KILLS["killed"] += 1
+        _send_all(known, signal.SIGKILL)
         frozen: dict[int, psutil.Process] = {}
         while new := [each for each in self.tree() if each.pid not in frozen]:
-            signal_all(new, signal.SIGSTOP)  # nobody may notice a death and start a replacement meanwhile
+            _send_all(new, signal.SIGSTOP)  # nobody may notice a death and start a replacement meanwhile
             frozen |= {each.pid: each for each in new}
-        signal_all(frozen.values(), signal.SIGKILL)
+        _send_all(frozen.values(), signal.SIGKILL)
         self.popen.wait(10)
         wait_for(lambda: not alive(frozen.values()), "killed processes to be gone", 10)
 

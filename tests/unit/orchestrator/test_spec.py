@@ -62,6 +62,7 @@ def test_the_limits_themselves_are_fine() -> None:
         ({"checkpoints": 5}, r"Checkpoints\("),
         ({"restart": None}, r"RestartPolicy\("),
         ({"determinism": "loose"}, r"'strict' or 'warn'"),
+        ({"on_divergence": "go"}, r"'stop' or 'ignore'"),
         ({"batch_size": 3, "microbatches": 4}, r"3 samples.*4 microbatches.*at least 4"),
     ],
 )

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from storage.errors import Superseded
 from workers.channel import Channel, address_for, connect
-from workers.messages import Close, Failed, Lost, Ready
+from workers.messages import Close, Failed, Greet, Greeted, Lost, Noticed, Ready
 from workers.processes import ProcessId, is_alive
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ class Node:
         self.events: list[Any] = []
         self.workers = 0
         self.peers: list[subprocess.Popen[Any]] = []
+        self.exchange()  # what it did not tell an older coordinator is not for this one
 
-    def exchange(self, commands: list[Any] | None = None, timeout_s: float = 0.1) -> None:
-        self.control.send(commands or [], timeout_s)
+    def exchange(self, timeout_s: float = 0.1) -> None:
+        self.control.send("listen", 1, timeout_s)
         events, progress = self.control.receive()
         self.events += events
         self.workers = progress.workers
@@ -155,9 +157,60 @@ def test_a_closed_agent_ends_workers_that_do_not_leave(node: Node) -> None:
     os.kill(popen.pid, signal.SIGSTOP)
     process = ProcessId.of(popen.pid)
     assert node.until(lambda: of(node.events, Ready))
-    node.control.send([Close(remove=False)], 0.0)
+    node.control.send("tell", 1, [Close(remove=False)])
     assert node.popen.wait(10) == 0
     assert not is_alive(process)
+
+
+def test_an_older_coordinator_is_told_that_it_is_superseded(node: Node) -> None:
+    newer, older = (connect("\0" + node.name[1:] + "-control", 5) for _ in range(2))
+    newer.send("tell", 3, [Greet(3, 0)])
+    newer.send("listen", 3, 5.0)
+    events, _ = newer.receive()
+    assert [type(event) for event in events] == [Greeted]
+    for channel, kind, argument in ((node.control, "listen", 5.0), (older, "tell", [Close(remove=True)])):
+        channel.send(kind, 2, argument)
+        (error,) = channel.receive()
+        assert isinstance(error, Superseded)
+        assert "attempt 3" in str(error)
+    newer.send("listen", 3, 0.1)
+    newer.receive()
+    assert node.popen.poll() is None, "it obeyed the older one"
+    newer.close()
+    older.close()
+
+
+def test_who_waits_while_another_takes_over_is_told_so_and_hears_nothing(node: Node) -> None:
+    node.control.send("listen", 1, 20.0)
+    newer = connect("\0" + node.name[1:] + "-control", 5)
+    newer.send("tell", 2, [Greet(2, 0)])
+    newer.send("listen", 2, 5.0)
+    events, _ = newer.receive()
+    assert [type(event) for event in events] == [Greeted]
+    (error,) = node.control.receive()
+    assert isinstance(error, Superseded)
+    newer.close()
+
+
+def test_an_agent_ends_with_its_supervisor() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as supervisor:
+        process = ProcessId.of(supervisor.pid)
+        name = "@" + address_for(secrets.token_hex(8))[1:]
+        command = [sys.executable, "-m", "workers.main", "agent", "--address", name]
+        command += ["--supervisor", f"{process.pid}:{process.started}"]
+        with subprocess.Popen(command) as agent:
+            connect("\0" + name[1:] + "-control", 20).close()
+            assert agent.poll() is None
+            supervisor.kill()
+            assert agent.wait(10) == 0
+        assert subprocess.run(command, timeout=20, check=False).returncode == 0, "it is gone already"
+
+
+def test_sigterm_to_an_agent_is_a_notice(node: Node) -> None:
+    node.popen.terminate()
+    assert node.until(lambda: of(node.events, Noticed))
+    assert str(node.popen.pid) in of(node.events, Noticed)[0].reason
+    assert node.popen.poll() is None
 
 
 def test_strangers_that_say_nothing_or_nonsense_do_no_harm(node: Node) -> None:

@@ -296,3 +296,37 @@ def test_an_item_that_raised_and_had_to_wait_for_a_slot_is_tried_by_another_work
     (later,) = barrier.gone(again.worker)
     assert later.items == (0,)
     assert later.worker != owner[0]
+
+
+def test_an_item_under_review_goes_to_another_worker_and_slot_and_keeps_the_others() -> None:
+    barrier = Barrier(4)
+    barrier.join(1)
+    barrier.join(2)
+    for assignment in barrier.begin(range(3), use_slots=True):
+        for item in assignment.items:
+            barrier.done(assignment.worker, item)
+    before, maker = dict(barrier.slots), barrier.makers[1]
+    (again,) = barrier.review(1)
+    assert (again.worker, again.items) == (3 - maker, (1,))
+    assert again.slots[0] not in before.values()
+    barrier.done(again.worker, 1)
+    assert barrier.reviewed(1) == (before[1], again.slots[0])
+    barrier.accept(1)
+    assert barrier.slots == before | {1: again.slots[0]}
+    (third,) = barrier.review(1)
+    assert (third.worker, third.slots) == (maker, (before[1],))
+    barrier.done(third.worker, 1)
+    slots = [slot for a in barrier.begin(range(4), use_slots=True) for slot in a.slots]
+    assert sorted(slots) == [0, 1, 2, 3], "a slot was lost"
+
+
+def test_a_worker_that_was_dismissed_at_work_and_dies_leaves_its_work_to_others() -> None:
+    barrier = Barrier(4)
+    barrier.join(1)
+    barrier.join(2)
+    first, second = barrier.begin(range(2), use_slots=True)
+    assert not barrier.dismiss(first.worker)
+    assert first.worker not in barrier.members
+    assert first.worker in barrier
+    _, _, (again,) = barrier.lost(first.worker)
+    assert (again.worker, again.items) == (second.worker, first.items)

@@ -61,6 +61,7 @@ def test_the_kth_process_of_a_role_and_rank_obeys_the_kth_entry_for_them(
         [{"kill": "worker", "step": None, "phase": "forward"}],
         [{"kill": "worker", "step": 1, "phase": "before"}],
         [{"hang": "worker", "step": 1, "phase": "before"}],
+        [{"flip": "writer", "step": 1, "phase": "before"}],
         [{"hang": "nobody", "step": 1, "phase": "forward"}],
         [{"kill": "nobody", "step": 1, "phase": "forward"}],
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import machine
+from orchestrator import events
 from storage.checkpoint import Part
 from storage.errors import StorageError
 from workers import messages as m
@@ -26,6 +26,10 @@ EXAMPLES: dict[Any, Any] = {
     "dict[str, float]": {"loss": 0.5},
     "Exception": StorageError("what, where, what to do"),
     "Part": Part({}, (), {"params": {0: "ab"}}),
+    "float | None": 1.5,
+    "Stop | None": m.Stop(checkpoint=True),
+    "tuple[Process, ...]": (m.Process("worker", 1, 2, 3, True),),
+    "tuple[Member, ...]": (m.Member(0, "127.0.0.1:1", 0, 4),),
     "Plan": m.Plan(
         attempt=1, epoch=0, url="u", steps=3, checkpoint_every=None, validate_every=2, in_flight=2
     ),
@@ -47,7 +51,7 @@ def test_every_message_survives_pickling_and_cannot_be_changed(kind: type) -> No
     assert not hasattr(message, "__dict__"), "slots keep a misspelt field from being set"
 
 
-def test_every_event_of_an_agent_is_one_of_the_machines() -> None:
-    assert set(typing.get_args(m.Event)) <= set(typing.get_args(machine.Event))
-    for kind in typing.get_args(machine.Event):
+def test_events_of_agents_are_told_from_those_of_the_coordinator() -> None:
+    for kind in (*typing.get_args(m.Event), *typing.get_args(events.Event)):
         assert dataclasses.is_dataclass(kind)
+    assert not {*typing.get_args(m.Event)} & {*typing.get_args(events.Event)}, "they come as Heard"
