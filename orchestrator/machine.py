@@ -371,8 +371,9 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
             return state, [*actions, Note("lost", text, fields)] if ready else actions
         case m.Missed(lost):
             fields = {"role": lost.role, "rank": lost.rank, "generation": lost.generation, "node": node}
+            fields |= {"pid": lost.pid, "phase": lost.phase, "detection_s": lost.detection_s}
             fields |= {"cause": lost.cause or GONE, "step": lost.step, "ready": False}
-            text = f"{lost.role} {lost.rank} {died(lost.cause)} while there was no coordinator"
+            text = f"{lost.role} {lost.rank} {died(lost.cause)}, as its agent remembers"
             return state, [Note("missed", text, fields)] if lost.ready else []
         case m.Noticed(reason, seconds_left):
             return _draining(state, node, reason, seconds_left, attempt)

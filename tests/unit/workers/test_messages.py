@@ -27,6 +27,7 @@ EXAMPLES: dict[Any, Any] = {
     "Exception": StorageError("what, where, what to do"),
     "Part": Part({}, (), {"params": {0: "ab"}}),
     "float | None": 1.5,
+    "Lost": m.Lost("worker", 1, 7, True, 3, "update"),
     "Stop | None": m.Stop(checkpoint=True),
     "tuple[Process, ...]": (m.Process("worker", 1, 2, 3, True),),
     "tuple[Member, ...]": (m.Member(0, "127.0.0.1:1", 0, 4),),
