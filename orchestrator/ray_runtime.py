@@ -146,7 +146,7 @@ class RayRuntime:
         self._nodes: dict[int, _Node] = {}
         self._agents: dict[int, _Agent] = {}
         self._found: dict[int, int] = {}  # node -> generation of an agent that was found at work
-        self._actors: dict[tuple[int, str, int], Any] = {}  # writers and workers
+        self._actors: dict[tuple[int, str, int, int], Any] = {}  # writers and workers
         self._lives: dict[Any, tuple[int, str, int, int]] = {}
         self._progress: dict[int, Progress] = {}
         self._drained: set[int] = set()
@@ -262,7 +262,7 @@ class RayRuntime:
         actor = self._actor(ray, classes[role], node, f"{role}-{rank}-{generation}", cpus, self._environment)
         job = (self._source, os.getcwd()) if role == "worker" else ()
         life = actor.run.remote(self._agents[node].socket, rank, generation, *job)
-        self._actors[node, role, rank] = actor
+        self._actors[node, role, rank, generation] = actor
         self._lives[life] = (node, role, rank, generation)
 
     def _start_agent(self, ray: Any, node: int, generation: int) -> None:
@@ -362,7 +362,7 @@ class RayRuntime:
             cause, detail = "its process died", str(error)
         except ray.exceptions.RayError as error:
             cause, detail = _short(error), str(error)
-        if (actor := self._actors.pop((node, role, rank), None)) is not None:
+        if (actor := self._actors.pop((node, role, rank, generation), None)) is not None:
             with suppress(ray.exceptions.RayError):
                 ray.kill(actor)
         return Exited(node, role, rank, generation, cause, detail)
