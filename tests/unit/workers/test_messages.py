@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator import machine
 from storage.checkpoint import Part
 from storage.errors import StorageError
 from workers import messages as m
@@ -26,12 +25,13 @@ EXAMPLES: dict[Any, Any] = {
     "dict[str, float]": {"loss": 0.5},
     "Exception": StorageError("what, where, what to do"),
     "Part": Part({}, (), {"params": {0: "ab"}}),
-    "Plan": m.Plan(
-        attempt=1, epoch=0, url="u", steps=3, checkpoint_every=None, validate_every=2, in_flight=2
-    ),
+    "Plan": m.Plan(attempt=1, epoch=0, url="u", steps=3, checkpoint_every=None, validate_every=2),
+    "Stop | None": m.Stop(checkpoint=True),
+    "tuple[Member, ...]": (m.Member(0, "host:1", 0, 2), m.Member(1, "host:2", 2, 4)),
+    "tuple[Process, ...]": (m.Process("worker", 0, 1, 77, True),),
 }
 
-ALL = [*typing.get_args(m.Command), *typing.get_args(m.Event), m.Plan, m.Progress]
+ALL = [*typing.get_args(m.Command), *typing.get_args(m.Event), m.Plan, m.Member, m.Process, m.Progress]
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
@@ -45,9 +45,3 @@ def test_every_message_survives_pickling_and_cannot_be_changed(kind: type) -> No
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(message, field.name, None)
     assert not hasattr(message, "__dict__"), "slots keep a misspelt field from being set"
-
-
-def test_every_event_of_an_agent_is_one_of_the_machines() -> None:
-    assert set(typing.get_args(m.Event)) <= set(typing.get_args(machine.Event))
-    for kind in typing.get_args(machine.Event):
-        assert dataclasses.is_dataclass(kind)
