@@ -100,6 +100,7 @@ EXAMPLES: dict[type, list[Any]] = {
         m.Unreadable("step 5, microbatch 1", "OSError: x", skipped=False),
         m.Unreadable("step 5, microbatch 1", "OSError: x", skipped=True),
     ],
+    m.Missed: [m.Missed(m.Lost("worker", 0, 7, True, 3, "update"))],
     m.Recovered: [m.Recovered(6, 0.01)],
     m.Diverged: [m.Diverged(5, 1, float("nan"), False, "ab"), m.Diverged(5, None, 1.0, True, "ab")],
     m.Doubted: [m.Doubted(0, 4711, "step 5, microbatch 1")],
