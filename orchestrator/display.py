@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.events import Note
 
 LINE_EVERY_S = 5.0
-QUIET = {"ready", "prepared", "lost", "ended", "found"}
+QUIET = {"ready", "prepared", "lost", "missed", "ended", "found"}
 """Kinds of notes that only the journal gets."""
 
 

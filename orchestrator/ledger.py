@@ -64,6 +64,7 @@ class Disturbance:
     t: float | None = None
     boot: str = ""
     generation: int | None = None
+    pid: int | None = None
     open: bool = True
     """Whether the next committed step has yet to come."""
 
@@ -359,9 +360,21 @@ def _replaced(ledger: Ledger, entry: Mapping[str, Any]) -> Ledger:
     return ledger.disturbed(entry, kind, what, action="replaced", **more)
 
 
+def _missed(ledger: Ledger, entry: Mapping[str, Any]) -> Ledger:
+    """A death that an agent remembers: it counts unless an earlier coordinator has put it on record."""
+    process, pid = f"{entry['role']} {_count(entry['rank'])}", _count(entry["pid"])
+    for each in ledger.disturbances:
+        if each.process == process and each.pid in (pid, None):
+            return ledger
+    return _lost(_replaced(ledger, entry), entry)
+
+
 def _lost(ledger: Ledger, entry: Mapping[str, Any]) -> Ledger:
     """What its agent knows of the end of a worker or writer: when it was, in steps and phases."""
-    more: dict[str, Any] = {"detection_s": _seconds(entry.get("detection_s"))}
+    more: dict[str, Any] = {
+        "detection_s": _seconds(entry.get("detection_s")),
+        "pid": _optional(entry.get("pid")),
+    }
     where = f"in {entry['phase']} after step {_count(entry['step'])}"
     return _amended(ledger, entry, lambda each: {**more, "what": f"{each.what} {where}"})
 
@@ -455,7 +468,7 @@ _EFFECTS = {
     "recover": _recover,
     "based": _based,
     "replaced": _replaced,
-    "missed": _replaced,
+    "missed": _missed,
     "lost": _lost,
     "ended": _ended,
     "node-lost": _node_lost,

@@ -371,8 +371,9 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
             return state, [*actions, Note("lost", text, fields)] if ready else actions
         case m.Missed(lost):
             fields = {"role": lost.role, "rank": lost.rank, "generation": lost.generation, "node": node}
+            fields |= {"pid": lost.pid, "phase": lost.phase, "detection_s": lost.detection_s}
             fields |= {"cause": lost.cause or GONE, "step": lost.step, "ready": False}
-            text = f"{lost.role} {lost.rank} {died(lost.cause)} while there was no coordinator"
+            text = f"{lost.role} {lost.rank} {died(lost.cause)}, as its agent remembers"
             return state, [Note("missed", text, fields)] if lost.ready else []
         case m.Noticed(reason, seconds_left):
             return _draining(state, node, reason, seconds_left, attempt)
@@ -835,8 +836,10 @@ def _train(state: State, attempt: int) -> Turn:
     state = replace(state, phase=phase, shares=shares, holders=frozenset(state.members))
     if state.epoch > 1 or len(members) > 1:
         cut = ", ".join(f"node {member.node} {member.high - member.low}" for member in members)
-        who = f"{len(members)} nodes train together" if len(members) > 1 else "one node trains alone"
-        text = "" if state.asked else f"{who} from step {state.step} (microbatches: {cut})"
+        text = f"node {members[0].node} trains alone from step {state.step}"
+        if len(members) > 1:
+            text = f"{len(members)} nodes train together from step {state.step} (microbatches: {cut})"
+        text = "" if state.asked else text
         fields = {"epoch": state.epoch, "nodes": list(state.members), "step": state.step}
         actions.append(Note("epoch", text, fields))
     return _then(actions, _settle(state, attempt))

@@ -99,7 +99,7 @@ class Records:
                 self._forget_old(note.kind)
             self._noted += 1
             number = self._noted
-            self.ledger = self.ledger.after(entry)
+            self.ledger = self.ledger.after_all([entry])
         if not again:
             self._observer.note(note)
         if note.kind not in CAN_WAIT:

@@ -38,6 +38,9 @@ Its training goes on meanwhile: a successor finds it at work.
 LOOK_S = 1.0
 """Seconds after which the loop looks around though nothing has happened."""
 
+REMEMBERED = 64
+"""Deaths that an agent tells a coordinator of that succeeds another one."""
+
 LEAVE_TIMEOUT_S = 2.0
 """Seconds that a worker or writer has to leave before it is killed."""
 
@@ -98,6 +101,7 @@ class AgentLoop:
         self._next_id = 0
         self._peers: dict[int, _Connection] = {}
         self._watch_of_deaths = Watch()
+        self._deaths: deque[Lost] = deque(maxlen=REMEMBERED)
         self._hung: dict[int, float] = {}  # process -> seconds until it was superseded
 
     # -- the coordinator's side: any thread ---------------------------------------------------------------
@@ -123,7 +127,7 @@ class AgentLoop:
             raise Superseded(f"attempt {self._attempt} has taken the nodes over: attempt {attempt} stops")
         if attempt > self._attempt:
             if self._attempt:  # what an older one did not hear is not for it, but for the record
-                self._outbox = [Missed(event) for event in self._outbox if isinstance(event, Lost)]
+                self._outbox = [Missed(lost) for lost in self._deaths]
             self._attempt = attempt
         self._last_word = time.monotonic()
 
@@ -183,6 +187,7 @@ class AgentLoop:
     def _publish(self) -> None:
         events = [self._dated(event) for event in self._training.take_events()]
         with self._condition:
+            self._deaths += [event for event in events if isinstance(event, Lost) and event.ready]
             self._progress = self._training.progress()
             if events:
                 self._outbox += events

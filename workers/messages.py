@@ -217,7 +217,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """What a coordinator that is gone was to hear, so that its successor can put it on record."""
+    """What a coordinator that is gone was told; it may not have got to putting it on record."""
 
     lost: Lost
 

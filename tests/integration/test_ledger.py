@@ -9,7 +9,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from tests.integration.harness import COUNTER, TINY, Progress, wait_for
+from tests.integration.harness import COUNTER, TINY, Progress, alive, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +74,7 @@ def words(place: Place, run_dir: str = "run") -> str:
 
 def coordinator(run: Started) -> psutil.Process:
     """The child of the command that leads."""
-    (found,) = [each for each in run.driver.children() if "orchestrator" in each.cmdline()]
+    (found,) = [each for each in alive(run.driver.children()) if "orchestrator" in each.cmdline()]
     return found
 
 
@@ -147,7 +147,7 @@ def test_a_killed_agent_of_the_only_node(place: Place) -> None:
     assert loss["what"] == "node 0 was lost: its agent was killed by SIGKILL"
     assert loss["class"] == "infrastructure"
     assert re.fullmatch(r"restarted (at once|after 0\.\d s) \(restart 1\)", loss["action"])
-    assert (result["restarts"], result["restarts_left"], result["steps_lost"]) == (1, 9, 0)
+    assert (result["restarts"], result["steps_lost"]) == (1, 0)
     stop(run)
     assert re.search(
         r"^restarting in 0\.\d s \(restart 1 of 10\): the agent of node 0 was killed by SIGKILL$",
@@ -180,7 +180,8 @@ def test_a_killed_coordinator(place: Place) -> None:
     (death,) = result["disturbances"]
     assert death["what"] == "the coordinator was killed by SIGKILL"
     assert death["action"] == "succeeded by another one at once (restart 1)"
-    assert (result["attempt"], result["restarts"], result["restarts_left"]) == (2, 1, 9)
+    assert (result["attempt"], result["restarts"]) == (2, 1)
+    assert result["restarts_left"] in (9, 10), "every 100 steps earn one back"
     before = progress.steps
     run.until(lambda: progress.steps > before + 5, "training")
     stop(run)

@@ -70,6 +70,19 @@ def test_a_workers_death_is_one_disturbance_with_its_cause_costs_and_moment() ->
     assert (ledger.worker_deaths, ledger.restarts, ledger.highest_step) == (1, 0, 13)
 
 
+def test_a_death_that_an_agent_remembers_counts_once() -> None:
+    about = {"role": "worker", "rank": 0, "generation": 0, "node": 0, "step": 12, "phase": "update"}
+    missed = entry("missed", 9.0, **about, pid=77, cause="it is gone", ready=False)
+    successor = began(2, 8.0, books.COORDINATOR_KILLED, died_at=7.5, cause="killed by SIGKILL")
+    unknown = after(began(1), successor, missed, missed)
+    assert unknown.worker_deaths == 1
+    assert unknown.disturbances[-1].what == "worker 0 is gone in update after step 12"
+    replaced, lost = killed(5.0)
+    assert after(began(1), replaced, {**lost, "pid": 77}, successor, missed).worker_deaths == 1
+    assert after(began(1), replaced, successor, missed).worker_deaths == 1, "all that was written of it"
+    assert after(began(1), replaced, {**lost, "pid": 5}, successor, missed).worker_deaths == 2
+
+
 def test_a_cause_that_is_learnt_later_is_filled_in() -> None:
     about = {"role": "worker", "rank": 1, "generation": 3}
     ledger = after(

@@ -81,6 +81,7 @@ EXAMPLES: dict[type, list[Any]] = {
     m.Greeted: [m.Greeted((), ATTEMPT), m.Greeted((m.Process("worker", 0, 0, 7, True),), 1)],
     m.Ready: [m.Ready("worker", 0, 7), m.Ready("writer", 0, 8), m.Ready("worker", 1, 9, 1)],
     m.Described: [m.Described(DESCRIPTION), m.Described({"arrays": [1], "fingerprint": {}})],
+    m.Missed: [m.Missed(m.Lost("worker", 0, 7, True, 3, "update"))],
     m.Lost: [m.Lost("worker", 0, 7, True, 3, "update"), m.Lost("writer", 0, 8, False, 0, "idle")],
     m.Noticed: [m.Noticed("SIGTERM to worker")],
     m.Prepared: [m.Prepared(None, 100, 1), m.Prepared(FOUND, 100, 1), m.Prepared(FOUND, 100, 2)],
