@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import time
@@ -33,10 +34,8 @@ def coordinators(run: Started) -> list[psutil.Process]:
     """The child that does the work of the command."""
     found = []
     for each in run.driver.children():
-        try:
+        with contextlib.suppress(psutil.Error):
             found += [each] if "orchestrator" in each.cmdline() else []
-        except psutil.Error:
-            pass
     return found
 
 
@@ -93,7 +92,7 @@ def test_coordinators_killed_again_and_again_cost_no_step(place: Place, referenc
     run = place.begin(steps=steps, settings={**SETTINGS, "progress": progress})
     run.until(lambda: progress.steps > 5, "training")
     killed = 0
-    while killed < 6 and progress.steps < 0.7 * steps:
+    while run.running() and killed < 6 and progress.steps < 0.7 * steps:
         time.sleep(rng.uniform(0.1, 1.5))
         killed += signal_all(coordinators(run), signal.SIGKILL)
     outcome = run.wait()
