@@ -534,9 +534,12 @@ class Coordinator:
 
     def _beat_until(self, stop: threading.Event) -> None:
         until_beat_s = BEAT_S
+        trains = False
         while not stop.wait(REQUESTS_S):
             until_beat_s -= REQUESTS_S
-            if self._look_for_requests() or until_beat_s <= 0:
+            begins = not trains and self._clock is not None  # a successor should know that there are steps
+            trains = trains or begins
+            if self._look_for_requests() or begins or until_beat_s <= 0:
                 self._keep_record(closed=False)
                 until_beat_s = BEAT_S
 
