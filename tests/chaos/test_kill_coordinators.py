@@ -59,7 +59,8 @@ def test_a_coordinator_killed_at_each_point_is_succeeded(
     outcome = run.wait()
     assert "another one takes over" in outcome.stderr, f"the fault did not strike{outcome}"
     result = assert_same_bits(outcome, reference(steps=STEPS)["state_digest"])
-    assert result["attempt"] == 2, str(outcome)
+    # Where everything was stored there is nothing left to be attempted.
+    assert result["attempt"] == (1 if (phase, step) == ("after", STEPS) else 2), str(outcome)
     assert_no_step_lost(outcome)
     assert_no_checkpoint_read(outcome)
     assert_latest_verifies(place)
