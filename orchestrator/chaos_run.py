@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.chaos import Delivered, Fault, Plan, Report, Seen, Stopped
 from orchestrator.chaos_watch import Watch
 from orchestrator.process_tree import Member, kill_all, member_of, members
-from storage.errors import ConfigurationError, HoldfastError, InfrastructureError
+from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, UserCodeError
 from storage.run_directory import RunDirectory
 from storage.store import open_store
 from storage.verification import verify_checkpoint
@@ -217,8 +217,7 @@ class Campaign:
         command = self._running()
         result = command.result()
         if code != 0:
-            said = command.said().strip() or f"exit code {code}"
-            raise InfrastructureError(f"{said}\nthe undisturbed run failed: there is nothing to compare with")
+            raise _failed(command, code)
         self.seen.digest = result["state_digest"]
         seconds = time.monotonic() - command.began_s
         rate = f"{result['steps_per_s']:.0f} steps/s" if result["steps_per_s"] else ""
@@ -346,8 +345,7 @@ class Campaign:
             if (code := self._code()) is not None:
                 if code == 0:
                     raise self._too_short(f"ended before {what} could be delivered")
-                said = self._running().said().strip() or f"exit code {code}"
-                raise InfrastructureError(f"{said}\nthe run failed before its first step")
+                raise _failed(self._running(), code)
             self._rest()
         return time.monotonic(), watch.step
 
@@ -486,6 +484,13 @@ class Campaign:
         else:
             wrong = "; ".join(str(fault) for fault in faults) or None
             self.seen.verified.append((f"{entry.directory} {when}", wrong))
+
+
+def _failed(command: _Command, code: int) -> HoldfastError:
+    """Why an undisturbed run did not get to its end, as an error of its own exit code."""
+    said = command.said().replace("holdfast: error: ", "").strip() or f"exit code {code}"
+    kinds: dict[int, type[HoldfastError]] = {1: UserCodeError, 2: ConfigurationError}
+    return kinds.get(code, InfrastructureError)(f"{said} (undisturbed)")
 
 
 def _digests(url: str) -> dict[int, str]:
