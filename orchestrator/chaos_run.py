@@ -415,9 +415,10 @@ class Campaign:
         if not there:
             return None
         victim = there[int(fault.pick * len(there))]
-        step, at_s = self._running_watch().step, time.monotonic()
+        at_s = time.monotonic()
         if not victim.send(signal.SIGSTOP if fault.kind == "stop" else signal.SIGKILL):
             return None
+        step = self._running_watch().step_now()
         if fault.kind == "stop":
             self._continue.append((at_s + fault.hold_s, victim))
         did = f"stopped for {fault.hold_s:.1f} s" if fault.kind == "stop" else "killed"
@@ -431,9 +432,10 @@ class Campaign:
         if len(there) < 2 or not able:
             return None
         node = able[int(fault.pick * len(able))]
-        step, at_s = watch.step, time.monotonic()
+        at_s = time.monotonic()
         for number in (signal.SIGSTOP, signal.SIGKILL):
             struck = [member for member in there[node] if member.send(number)]
+        step = watch.step_now()
         watch.forget_memory(node)
         text = f"node {node} lost, {len(struck)} processes and its memory"
         return Delivered("node", at_s, step, tuple(member.role for member in struck), text)
@@ -469,7 +471,7 @@ class Campaign:
         text = f"everything killed ({len(killed)} processes), and the same command given again"
         # What it took to verify is not part of the recovery, which begins with the command.
         roles = tuple(member.role for member in killed)
-        return Delivered("all", time.monotonic(), self._running_watch().step, roles, text)
+        return Delivered("all", time.monotonic(), self._running_watch().step_now(), roles, text)
 
     def _verify(self, when: str) -> None:
         run = RunDirectory(open_store(self._url))
