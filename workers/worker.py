@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import threading
 from contextlib import suppress
 
@@ -230,8 +229,6 @@ def end_with(channel: Channel) -> threading.Event:
     descriptor = os.dup(channel.fileno())  # stays valid when the channel is closed
 
     def watch() -> None:
-        # Signals are for the main thread: one that came to this would not wake that.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         poll = select.poll()
         poll.register(descriptor, select.POLLHUP | getattr(select, "POLLRDHUP", 0))
         poll.poll()
