@@ -61,8 +61,11 @@ class Channel:
             if message is not None:
                 return message
             # Python handles a signal in the main thread, which one that came to another thread does not wake.
-            while not wait_readable(self.fileno(), SIGNALS_S):
-                pass
+            try:
+                while not wait_readable(self.fileno(), SIGNALS_S):
+                    pass
+            except ValueError as error:
+                raise EOFError("the connection was closed") from error
             self._fill()
 
     def receive_ready(self) -> list[tuple[Any, ...]]:
