@@ -607,6 +607,13 @@ def test_a_dead_worker_is_replaced_once_however_many_see_it() -> None:
     assert state.phase is Phase.TRAINING
 
 
+def test_a_process_of_a_rank_that_is_on_another_node_by_now_is_not_replaced() -> None:
+    state = trains(joined(TWO, 2))
+    assert after(e.Exited(0, "worker", 1, 0, "killed"), state=state) == (state, [])
+    _, actions = after(m.Lost("worker", 1, 7, False, 3, "idle"), state=state, node=0)
+    assert not of(actions, e.StartProcess)
+
+
 def test_deaths_in_training_are_free_however_many() -> None:
     state = trains(joined(ONE, 2))
     for generation in range(100):
