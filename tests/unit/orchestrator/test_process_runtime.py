@@ -84,7 +84,8 @@ def test_an_agent_that_is_killed_is_a_lost_node_and_its_processes_end_with_it(dr
     writer = ProcessId.of(ready.pid)
     os.kill(driver.agent(0).pid, signal.SIGKILL)
     driver.until(lambda: driver.of(NodeLost))
-    assert driver.of(NodeLost) == [NodeLost(0, "killed by SIGKILL")]
+    (lost,) = driver.of(NodeLost)
+    assert (lost.node, lost.cause) == (0, "was killed by SIGKILL")
     driver.until(lambda: not is_alive(writer))
     driver.exchange((0, m.Greet(1, 0)))  # what is for a lost node goes nowhere
     driver.exchange((1, m.Greet(1, 1)))
@@ -125,7 +126,7 @@ def test_a_successor_finds_the_agents_at_work_and_the_old_coordinator_is_told(
 ) -> None:
     driver.begin(0, 1)
     successor = Driver(invocation, 3, attempt=2)
-    assert [place.alive for place in successor.runtime.places().values()] == [0, 0, None]
+    assert [place.alive for place in successor.runtime.places(2).values()] == [0, 0, None]
     for node in (0, 1):
         successor.runtime.start(node, "agent", node, 0)
         successor.exchange((node, m.Greet(2, node)))
@@ -136,7 +137,7 @@ def test_a_successor_finds_the_agents_at_work_and_the_old_coordinator_is_told(
         driver.until(lambda: False)
     os.kill(driver.agent(1).pid, signal.SIGKILL)
     successor.until(lambda: successor.of(NodeLost))
-    assert successor.runtime.places()[1].alive is None, "what is lost is not found again"
+    assert successor.runtime.places(2)[1].alive is None, "what is lost is not found again"
     successor.exchange((0, m.Close(remove=True)))
     successor.runtime.close()
 
@@ -144,7 +145,7 @@ def test_a_successor_finds_the_agents_at_work_and_the_old_coordinator_is_told(
 def test_a_successor_of_another_run_finds_nobody(driver: Driver, invocation: str) -> None:
     driver.begin(0)
     other = ProcessRuntime(b"", 2, invocation[:-1], ProcessId.current())
-    assert [place.alive for place in other.places().values()] == [None, None]
+    assert [place.alive for place in other.places(2).values()] == [None, None]
 
 
 def test_the_end_leaves_no_process(driver: Driver) -> None:

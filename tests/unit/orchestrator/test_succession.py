@@ -86,7 +86,7 @@ def test_a_coordinator_that_is_killed_is_followed_by_another_and_its_exit_code_c
     assert len({line[1] for line in lines}) == 3
     assert len({tuple(line[2:]) for line in lines}) == 1, "they share what names their agents"
     assert lines[0][4:] == [str(supervised.popen.pid), "run", "x"]
-    assert told.count("killed by SIGKILL: another one takes over") == 2
+    assert told.count("the coordinator was killed by SIGKILL") == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
