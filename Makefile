@@ -10,7 +10,7 @@ PEERS_VENV := .venv-peers
 SERVERS := .servers
 BIN := $(VENV)/bin
 DEMO := runs/demo
-ROUNDS ?= 5
+ROUNDS ?= 1
 UV ?= uv
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
@@ -68,8 +68,8 @@ format: $(VENV)/.installed-test ## lay the code out
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-chaos: $(VENV)/.installed-test ## run the chaos tests ROUNDS times, into tests/chaos/RESULTS.md
-	$(BIN)/python tests/record.py chaos --rounds $(ROUNDS)
+chaos: $(VENV)/.installed-test ## run all chaos tests ROUNDS times, into tests/chaos/RESULTS.md
+	$(BIN)/python tests/chaos/table.py --rounds $(ROUNDS)
 
 peers: $(PEERS_VENV)/.installed ## compare with other libraries, into tests/peers/RESULTS.md
 	$(PEERS_VENV)/bin/python tests/record.py peers

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.chaos import Delivered, Fault, Plan, Report, Seen, Stopped
 from orchestrator.chaos_watch import Watch
 from orchestrator.process_tree import Member, kill_all, member_of, members
-from storage.errors import ConfigurationError, HoldfastError, InfrastructureError
+from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, UserCodeError
 from storage.run_directory import RunDirectory
 from storage.store import open_store
 from storage.verification import verify_checkpoint
@@ -217,8 +217,7 @@ class Campaign:
         command = self._running()
         result = command.result()
         if code != 0:
-            said = command.said().strip() or f"exit code {code}"
-            raise InfrastructureError(f"{said}\nthe undisturbed run failed: there is nothing to compare with")
+            raise _failed(command, code)
         self.seen.digest = result["state_digest"]
         seconds = time.monotonic() - command.began_s
         rate = f"{result['steps_per_s']:.0f} steps/s" if result["steps_per_s"] else ""
@@ -346,8 +345,7 @@ class Campaign:
             if (code := self._code()) is not None:
                 if code == 0:
                     raise self._too_short(f"ended before {what} could be delivered")
-                said = self._running().said().strip() or f"exit code {code}"
-                raise InfrastructureError(f"{said}\nthe run failed before its first step")
+                raise _failed(self._running(), code)
             self._rest()
         return time.monotonic(), watch.step
 
@@ -417,9 +415,10 @@ class Campaign:
         if not there:
             return None
         victim = there[int(fault.pick * len(there))]
-        step, at_s = self._running_watch().step, time.monotonic()
+        at_s = time.monotonic()
         if not victim.send(signal.SIGSTOP if fault.kind == "stop" else signal.SIGKILL):
             return None
+        step = self._running_watch().step_now()
         if fault.kind == "stop":
             self._continue.append((at_s + fault.hold_s, victim))
         did = f"stopped for {fault.hold_s:.1f} s" if fault.kind == "stop" else "killed"
@@ -433,9 +432,10 @@ class Campaign:
         if len(there) < 2 or not able:
             return None
         node = able[int(fault.pick * len(able))]
-        step, at_s = watch.step, time.monotonic()
+        at_s = time.monotonic()
         for number in (signal.SIGSTOP, signal.SIGKILL):
             struck = [member for member in there[node] if member.send(number)]
+        step = watch.step_now()
         watch.forget_memory(node)
         text = f"node {node} lost, {len(struck)} processes and its memory"
         return Delivered("node", at_s, step, tuple(member.role for member in struck), text)
@@ -471,7 +471,7 @@ class Campaign:
         text = f"everything killed ({len(killed)} processes), and the same command given again"
         # What it took to verify is not part of the recovery, which begins with the command.
         roles = tuple(member.role for member in killed)
-        return Delivered("all", time.monotonic(), self._running_watch().step, roles, text)
+        return Delivered("all", time.monotonic(), self._running_watch().step_now(), roles, text)
 
     def _verify(self, when: str) -> None:
         run = RunDirectory(open_store(self._url))
@@ -486,6 +486,13 @@ class Campaign:
         else:
             wrong = "; ".join(str(fault) for fault in faults) or None
             self.seen.verified.append((f"{entry.directory} {when}", wrong))
+
+
+def _failed(command: _Command, code: int) -> HoldfastError:
+    """Why an undisturbed run did not get to its end, as an error of its own exit code."""
+    said = command.said().replace("holdfast: error: ", "").strip() or f"exit code {code}"
+    kinds: dict[int, type[HoldfastError]] = {1: UserCodeError, 2: ConfigurationError}
+    return kinds.get(code, InfrastructureError)(f"{said} (undisturbed)")
 
 
 def _digests(url: str) -> dict[int, str]:

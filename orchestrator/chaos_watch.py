@@ -49,6 +49,7 @@ class Watch(threading.Thread):
         self._place_id: str | None = None
         self._memories: dict[str, _Memory] = {}
         self._closing = threading.Event()
+        self._reading = threading.Lock()
         self._next_look = 0.0
         self.step = 0
         self.trace: list[tuple[float, int]] = []
@@ -60,11 +61,18 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """The thread."""
         while not self._closing.wait(POLL_S):
-            now = time.monotonic()
-            if now >= self._next_look:
-                self._next_look = now + LOOK_S
-                self._look()
-            self._read(now)
+            with self._reading:
+                now = time.monotonic()
+                if now >= self._next_look:
+                    self._next_look = now + LOOK_S
+                    self._look()
+                self._read(now)
+
+    def step_now(self) -> int:
+        """The step that is committed at this moment, not at the last look."""
+        with self._reading:
+            self._read(time.monotonic())
+        return self.step
 
     def close(self) -> None:
         """Stop watching."""

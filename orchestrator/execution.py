@@ -153,6 +153,9 @@ class _Execution:
     def finished_before(self) -> tuple[Result, None] | None:
         """The result, if all steps are trained and stored."""
         latest = self._run.latest()
+        if latest is not None:  # it may be newer than the last sign of life
+            ledger = self._records.ledger
+            self._records.ledger = replace(ledger, highest_step=max(ledger.highest_step, latest.step))
         if latest is None or latest.step < self._job.steps:
             return None
         assert self._identity is not None

@@ -159,8 +159,8 @@ def transition(state: State, event: Event, attempt: int) -> Turn:
             return _then([note], _place(replace(state, least=least, most=most), attempt))
         case Heard(node, reported):
             return _heard(state, node, reported, attempt)
-        case Exited(_, role, rank, generation, cause, detail):
-            return _replaced(state, role, rank, generation, cause, detail)
+        case Exited(node, role, rank, generation, cause, detail):
+            return _replaced(state, node, role, rank, generation, cause, detail)
         case NodeLost(node, cause):
             return _node_lost(state, node, cause, attempt, event)
         case Returned(node):
@@ -367,7 +367,7 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
             text = f"{role} {rank} (process {pid}) is gone, in {phase} after step {step}"
             if cause:
                 text, fields = f"{text}: {cause} and was killed", {**fields, "cause": cause}
-            state, actions = _replaced(state, role, rank, generation, cause or GONE)
+            state, actions = _replaced(state, node, role, rank, generation, cause or GONE)
             return state, [*actions, Note("lost", text, fields)] if ready else actions
         case m.Missed(lost):
             fields = {"role": lost.role, "rank": lost.rank, "generation": lost.generation, "node": node}
@@ -498,14 +498,16 @@ def _ready(state: State, node: int, role: str, rank: int, pid: int, generation: 
     return _then([note], _settle(state, attempt))
 
 
-def _replaced(state: State, role: str, rank: int, generation: int, cause: str, detail: str = "") -> Turn:
+def _replaced(
+    state: State, node: int, role: str, rank: int, generation: int, cause: str, detail: str = ""
+) -> Turn:
     """A worker or writer ended, as its agent or the runtime or both have seen: it is replaced once."""
     key = (role, rank)
-    node = state.workers.get(rank) if role == "worker" else rank
+    home = state.workers.get(rank) if role == "worker" else rank
     about = {"role": role, "rank": rank, "generation": generation, "cause": cause, "detail": detail}
     if state.generations.get(key) == generation + 1 and cause != GONE:
         return state, [Note("ended", f"{role} {rank} {died(cause)}", about)]  # why, as one learns later
-    if state.generations.get(key) != generation or node is None or node not in state.nodes:
+    if state.generations.get(key) != generation or node != home or node not in state.nodes:
         return state, []
     deaths = state.start_deaths.get(role, 0) + (key not in state.ready)
     many = max(1, sum(other == role for other, _ in state.generations))

@@ -73,7 +73,10 @@ def _replace(old: Arena, spec: ArenaSpec) -> Arena:
 
 def discard_arena(place_id: str, step: int) -> None:
     """Delete what a killed run left on this node, unless it is beyond `step`, after ending its processes."""
-    for path in glob(arena_path(glob_escape(place_id)) + "*"):
+    own = arena_path(place_id)
+    for path in glob(glob_escape(own) + "*"):
+        if not re.fullmatch(r"(\.\d+)?(\.new)?(\.parts)?", path.removeprefix(own)):
+            continue  # of a run whose name begins as this one's does
         if path.endswith(".parts"):
             with suppress(FileNotFoundError):
                 os.unlink(path)

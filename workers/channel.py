@@ -19,6 +19,9 @@ from typing import Any
 
 _LENGTH = struct.Struct("<I")
 _MAX_NBYTES = 1 << 30
+SIGNALS_S = 0.5
+"""Seconds until somebody who waits for a message has handled a signal at the latest."""
+
 _PEERCRED = struct.Struct("3i")
 _ABSTRACT = platform.system() == "Linux"
 
@@ -57,6 +60,12 @@ class Channel:
             message = self._next()
             if message is not None:
                 return message
+            # Python handles a signal in the main thread, which one that came to another thread does not wake.
+            try:
+                while not wait_readable(self.fileno(), SIGNALS_S):
+                    pass
+            except ValueError as error:
+                raise EOFError("the connection was closed") from error
             self._fill()
 
     def receive_ready(self) -> list[tuple[Any, ...]]:

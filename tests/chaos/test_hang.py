@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.conftest import Reference
     from tests.integration.harness import Place
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.row("stop")]
 
 PHASES = ("forward", "backward", "reduce", "update")
 TIMEOUT_S = 1.0

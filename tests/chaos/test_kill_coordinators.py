@@ -59,7 +59,8 @@ def test_a_coordinator_killed_at_each_point_is_succeeded(
     outcome = run.wait()
     assert "another one takes over" in outcome.stderr, f"the fault did not strike{outcome}"
     result = assert_same_bits(outcome, reference(steps=STEPS)["state_digest"])
-    assert result["attempt"] == 2, str(outcome)
+    # Where everything was stored there is nothing left to be attempted.
+    assert result["attempt"] == (1 if (phase, step) == ("after", STEPS) else 2), str(outcome)
     assert_no_step_lost(outcome)
     assert_no_checkpoint_read(outcome)
     assert_latest_verifies(place)
@@ -92,7 +93,7 @@ def test_coordinators_killed_again_and_again_cost_no_step(place: Place, referenc
     run = place.begin(steps=steps, settings={**SETTINGS, "progress": progress})
     run.until(lambda: progress.steps > 5, "training")
     killed = 0
-    while killed < 6 and progress.steps < 0.7 * steps:
+    while run.running() and killed < 6 and progress.steps < 0.7 * steps:
         time.sleep(rng.uniform(0.1, 1.5))
         killed += signal_all(coordinators(run), signal.SIGKILL)
     outcome = run.wait()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.conftest import Reference
     from tests.integration.harness import Place, Started
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.row("all")]
 
 STEPS, EVERY = 90, 30
 HIDDEN = 32768

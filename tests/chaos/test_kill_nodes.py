@@ -98,7 +98,7 @@ def test_nodes_lost_one_after_another_at_random_moments_cost_no_step(
     rng = random.Random(seed)
     run, progress = begin(place, 3, 900)
     lost = 0
-    while lost < 6 and progress.steps < 600:
+    while run.running() and lost < 6 and progress.steps < 600:
         there = [node for node in range(3) if run.node(node) and place.node_memory(node)]
         if len(there) == 3:
             run.kill_nodes(rng.choice(there))

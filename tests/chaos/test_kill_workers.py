@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.conftest import Reference
     from tests.integration.harness import Outcome, Place
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.row("worker")]
 
 PHASES = ("forward", "backward", "reduce", "update")
 

@@ -101,6 +101,7 @@ EXAMPLES: dict[type, list[Any]] = {
         m.Unreadable("step 5, microbatch 1", "OSError: x", skipped=False),
         m.Unreadable("step 5, microbatch 1", "OSError: x", skipped=True),
     ],
+    m.Missed: [m.Missed(m.Lost("worker", 0, 7, True, 3, "update"))],
     m.Recovered: [m.Recovered(6, 0.01)],
     m.Diverged: [m.Diverged(5, 1, float("nan"), False, "ab"), m.Diverged(5, None, 1.0, True, "ab")],
     m.Doubted: [m.Doubted(0, 4711, "step 5, microbatch 1")],
@@ -604,6 +605,13 @@ def test_a_dead_worker_is_replaced_once_however_many_see_it() -> None:
         state, _ = after(m.Ready("worker", 1, 9, generation), state=state)
     assert state.worker_deaths == 3
     assert state.phase is Phase.TRAINING
+
+
+def test_a_process_of_a_rank_that_is_on_another_node_by_now_is_not_replaced() -> None:
+    state = trains(joined(TWO, 2))
+    assert after(e.Exited(0, "worker", 1, 0, "killed"), state=state) == (state, [])
+    _, actions = after(m.Lost("worker", 1, 7, False, 3, "idle"), state=state, node=0)
+    assert not of(actions, e.StartProcess)
 
 
 def test_deaths_in_training_are_free_however_many() -> None:

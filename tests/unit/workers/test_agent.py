@@ -14,7 +14,7 @@ import pytest
 
 from storage.errors import Superseded
 from workers.channel import Channel, address_for, connect
-from workers.messages import Close, Failed, Greet, Greeted, Lost, Noticed, Ready
+from workers.messages import Close, Failed, Greet, Greeted, Lost, Noticed, Process, Ready
 from workers.processes import ProcessId, is_alive
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ import os, sys, time
 from workers.channel import connect
 from workers.main import resolve
 channel = connect(resolve(sys.argv[1]), 10)
-channel.send("join", sys.argv[2], 0, os.getpid())
+channel.send("join", sys.argv[2], 0, os.getpid(), 3)
 if sys.argv[3] == "ready":
     channel.send("ready", {} if sys.argv[2] == "worker" else None)
 elif sys.argv[3] == "failed":
@@ -38,27 +38,33 @@ time.sleep(float(sys.argv[5]))
 
 
 class Node:
-    """An agent in a process of its own, and the control connection to it."""
+    """An agent in a process of its own, and a coordinator's connections to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: str) -> None:
         self.name = "@" + address_for(secrets.token_hex(8))[1:]
-        self.popen = subprocess.Popen([sys.executable, "-m", "workers.main", "agent", "--address", self.name])
-        self.control = connect("\0" + self.name[1:] + "-control", 20)
+        command = [sys.executable, "-m", "workers.main", "agent", "--address", self.name, *arguments]
+        self.popen = subprocess.Popen(command)
+        self.control = self.connect()
         self.events: list[Any] = []
         self.workers = 0
         self.peers: list[subprocess.Popen[Any]] = []
-        self.exchange()  # what it did not tell an older coordinator is not for this one
 
-    def exchange(self, timeout_s: float = 0.1) -> None:
-        self.control.send("listen", 1, timeout_s)
+    def connect(self) -> Channel:
+        return connect("\0" + self.name[1:] + "-control", 20)
+
+    def tell(self, *commands: Any, attempt: int = 1) -> None:
+        self.control.send("tell", attempt, list(commands))
+
+    def exchange(self, timeout_s: float = 0.1, attempt: int = 1) -> None:
+        self.control.send("listen", attempt, timeout_s)
         events, progress = self.control.receive()
         self.events += events
         self.workers = progress.workers
 
-    def until(self, condition: Any, timeout_s: float = 10) -> bool:
+    def until(self, condition: Any, timeout_s: float = 10, attempt: int = 1) -> bool:
         deadline = time.monotonic() + timeout_s
         while not condition() and time.monotonic() < deadline:
-            self.exchange()
+            self.exchange(attempt=attempt)
         return bool(condition())
 
     def peer(self, role: str, message: str, size: int = 0, stay_s: float = 60) -> subprocess.Popen[str]:
@@ -157,60 +163,9 @@ def test_a_closed_agent_ends_workers_that_do_not_leave(node: Node) -> None:
     os.kill(popen.pid, signal.SIGSTOP)
     process = ProcessId.of(popen.pid)
     assert node.until(lambda: of(node.events, Ready))
-    node.control.send("tell", 1, [Close(remove=False)])
+    node.tell(Close(remove=False))
     assert node.popen.wait(10) == 0
     assert not is_alive(process)
-
-
-def test_an_older_coordinator_is_told_that_it_is_superseded(node: Node) -> None:
-    newer, older = (connect("\0" + node.name[1:] + "-control", 5) for _ in range(2))
-    newer.send("tell", 3, [Greet(3, 0)])
-    newer.send("listen", 3, 5.0)
-    events, _ = newer.receive()
-    assert [type(event) for event in events] == [Greeted]
-    for channel, kind, argument in ((node.control, "listen", 5.0), (older, "tell", [Close(remove=True)])):
-        channel.send(kind, 2, argument)
-        (error,) = channel.receive()
-        assert isinstance(error, Superseded)
-        assert "attempt 3" in str(error)
-    newer.send("listen", 3, 0.1)
-    newer.receive()
-    assert node.popen.poll() is None, "it obeyed the older one"
-    newer.close()
-    older.close()
-
-
-def test_who_waits_while_another_takes_over_is_told_so_and_hears_nothing(node: Node) -> None:
-    node.control.send("listen", 1, 20.0)
-    newer = connect("\0" + node.name[1:] + "-control", 5)
-    newer.send("tell", 2, [Greet(2, 0)])
-    newer.send("listen", 2, 5.0)
-    events, _ = newer.receive()
-    assert [type(event) for event in events] == [Greeted]
-    (error,) = node.control.receive()
-    assert isinstance(error, Superseded)
-    newer.close()
-
-
-def test_an_agent_ends_with_its_supervisor() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as supervisor:
-        process = ProcessId.of(supervisor.pid)
-        name = "@" + address_for(secrets.token_hex(8))[1:]
-        command = [sys.executable, "-m", "workers.main", "agent", "--address", name]
-        command += ["--supervisor", f"{process.pid}:{process.started}"]
-        with subprocess.Popen(command) as agent:
-            connect("\0" + name[1:] + "-control", 20).close()
-            assert agent.poll() is None
-            supervisor.kill()
-            assert agent.wait(10) == 0
-        assert subprocess.run(command, timeout=20, check=False).returncode == 0, "it is gone already"
-
-
-def test_sigterm_to_an_agent_is_a_notice(node: Node) -> None:
-    node.popen.terminate()
-    assert node.until(lambda: of(node.events, Noticed))
-    assert str(node.popen.pid) in of(node.events, Noticed)[0].reason
-    assert node.popen.poll() is None
 
 
 def test_strangers_that_say_nothing_or_nonsense_do_no_harm(node: Node) -> None:
@@ -226,3 +181,120 @@ def test_strangers_that_say_nothing_or_nonsense_do_no_harm(node: Node) -> None:
     node.exchange()
     assert node.popen.poll() is None
     assert node.workers == 1
+
+
+# -- coordinators ----------------------------------------------------------------------------------------
+
+
+def test_a_coordinator_that_was_superseded_is_told_so_and_its_commands_have_no_effect(node: Node) -> None:
+    """Invariant E, whatever it says and however often."""
+    node.tell(Greet(2, 0), attempt=2)
+    assert node.until(lambda: of(node.events, Greeted), attempt=2)
+    for message in (("tell", 1, [Close(remove=True)]), ("listen", 1, 0.0)):
+        old = node.connect()
+        old.send(*message)
+        (error,) = old.receive()
+        assert isinstance(error, Superseded)
+        assert "attempt 2" in str(error)
+        with pytest.raises(EOFError):
+            old.receive()
+        old.close()
+    node.exchange(attempt=2)
+    assert node.popen.poll() is None
+
+
+def test_a_coordinator_that_waits_is_told_when_another_takes_over(node: Node) -> None:
+    old = node.connect()
+    old.send("listen", 1, 30.0)
+    time.sleep(0.2)
+    node.tell(Greet(2, 0), attempt=2)
+    (error,) = old.receive()
+    assert isinstance(error, Superseded)
+    old.close()
+    assert node.until(lambda: of(node.events, Greeted), attempt=2), "the event was given to the old one"
+
+
+def test_a_successor_hears_which_processes_there_are_and_nothing_that_was_not_for_it(node: Node) -> None:
+    popen = node.peer("worker", "ready")
+    node.tell(Greet(1, 0))
+    assert node.until(lambda: of(node.events, Greeted) and of(node.events, Ready))
+    other = node.peer("writer", "ready")
+    time.sleep(0.3)  # its readiness waits to be heard, by the first
+    node.events.clear()
+    node.tell(Greet(2, 0), attempt=2)
+    assert node.until(lambda: of(node.events, Greeted), attempt=2)
+    (greeted,) = of(node.events, Greeted)
+    assert set(greeted.processes) == {
+        Process("worker", 0, 3, popen.pid, True),
+        Process("writer", 0, 3, other.pid, True),
+    }
+    assert greeted.attempt == 2
+    assert not of(node.events, Ready)
+
+
+def test_what_happens_before_the_first_word_of_the_first_coordinator_is_for_it(node: Node) -> None:
+    """A worker may be there, or gone, before the coordinator has found the agent's socket."""
+    popen = node.peer("worker", "ready")
+    popen.kill()
+    popen.wait(10)
+    time.sleep(0.3)
+    node.tell(Greet(1, 0))
+    assert node.until(lambda: of(node.events, Greeted))
+    assert of(node.events, Ready)
+    assert of(node.events, Lost)
+
+
+def test_an_agent_ends_with_its_supervisor() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as supervisor:
+        process = ProcessId.of(supervisor.pid)
+        node = Node("--supervisor", f"{process.pid}:{process.started}")
+        try:
+            node.tell(Greet(1, 0))
+            assert node.until(lambda: of(node.events, Greeted))
+            worker = ProcessId.of(node.peer("worker", "ready").pid)
+            assert node.until(lambda: node.workers == 1)
+            supervisor.kill()
+            assert node.popen.wait(10) == 0
+            assert not is_alive(worker)
+        finally:
+            node.close()
+
+
+def test_an_agent_whose_supervisor_has_ended_already_does_not_begin() -> None:
+    """Nor one whose supervisor's number is another process's by now."""
+    for pid, began in ((1 << 22) - 1, 5), (os.getpid(), 1):
+        name = "@" + address_for(secrets.token_hex(8))[1:]
+        command = [sys.executable, "-m", "workers.main", "agent", "--address", name]
+        popen = subprocess.run([*command, "--supervisor", f"{pid}:{began}"], timeout=20, check=False)
+        assert popen.returncode == 0
+
+
+@pytest.mark.parametrize("role", ["agent", "writer"])
+def test_sigterm_to_a_process_of_the_node_is_a_notice_and_it_works_on(node: Node, role: str) -> None:
+    popen = node.popen
+    if role == "writer":
+        command = [sys.executable, "-m", "workers.main", "writer", "--address", node.name, "--rank", "0"]
+        popen = subprocess.Popen(command)
+        node.peers.append(popen)
+        assert node.until(lambda: of(node.events, Ready))
+    for _ in range(2):
+        node.events.clear()
+        popen.send_signal(signal.SIGTERM)
+        popen.send_signal(signal.SIGINT)
+        assert node.until(lambda: of(node.events, Noticed))
+        (noticed,) = of(node.events, Noticed)
+        assert role in noticed.reason
+        assert str(popen.pid) in noticed.reason
+    assert popen.poll() is None
+    assert not of(node.events, Lost)
+
+
+def test_a_process_with_a_twin_leaves_and_the_other_is_told_to_be_ready(node: Node) -> None:
+    """A coordinator that died had started it, and its successor did not know."""
+    first = node.peer("worker", "ready")
+    assert node.until(lambda: of(node.events, Ready))
+    node.peer("worker", "ready")
+    assert node.until(lambda: len(of(node.events, Ready)) == 2)
+    assert [ready.pid for ready in of(node.events, Ready)] == [first.pid] * 2
+    assert node.workers == 1
+    assert not of(node.events, Lost)

@@ -13,7 +13,7 @@ from workers.barrier import Assignment, Barrier
 
 
 class BarrierMachine(RuleBasedStateMachine):
-    """A model of a node's workers that join, finish, raise, die and are found dead, in any order."""
+    """A node's workers that join, finish, raise, are let go, die and are found dead, in any order."""
 
     @initialize(microbatches=st.integers(1, 6), spare=st.integers(1, 3))
     def open(self, microbatches: int, spare: int) -> None:
@@ -25,6 +25,7 @@ class BarrierMachine(RuleBasedStateMachine):
         self.retiring: dict[int, set[int]] = {}  # dead or superseded worker -> slots that it may still write
         self.accepted: dict[int, int] = {}  # item -> slot, of the last phase with slots
         self.undone: set[int] = set()
+        self.leaving: set[int] = set()  # dismissed, and not done yet
         self.use_slots = False
         self.deaths: Counter[int] = Counter()
         self.errors: Counter[int] = Counter()
@@ -37,11 +38,12 @@ class BarrierMachine(RuleBasedStateMachine):
         for assignment in assignments:
             assert assignment.items, "an empty assignment"
             assert assignment.worker in self.queues, "work was given to one that is not there"
+            assert assignment.worker not in self.leaving, "work was given to one that is to leave"
             assert len(assignment.slots) == (len(assignment.items) if self.use_slots else 0)
             for item in assignment.items:
                 assert item in self.undone, "work that is done was given out"
                 assert all(item not in queue for queue in self.queues.values()), "an item has two workers"
-                sole = len(self.queues) == 1
+                sole = len(self.staying()) == 1
                 assert sole or self.raised_on.get(item) != assignment.worker, "it raised on this one"
                 self.queues[assignment.worker].append(item)
             for item, slot in zip(assignment.items, assignment.slots, strict=False):
@@ -58,8 +60,11 @@ class BarrierMachine(RuleBasedStateMachine):
     def waiting(self) -> set[int]:
         return self.undone - {item for queue in self.queues.values() for item in queue}
 
+    def staying(self) -> list[int]:
+        return [worker for worker in self.queues if worker not in self.leaving]
+
     def loads(self) -> dict[int, int]:
-        return {worker: len(queue) for worker, queue in self.queues.items()}
+        return {worker: len(self.queues[worker]) for worker in self.staying()}
 
     # -- what can happen --------------------------------------------------------------------------------
 
@@ -76,8 +81,8 @@ class BarrierMachine(RuleBasedStateMachine):
             self.accepted = {}
         assignments = self.barrier.begin(range(count), use_slots=use_slots)
         self.take(assignments)
-        if self.queues:
-            sizes = [len(queue) for queue in self.queues.values()]
+        if self.staying():
+            sizes = [*self.loads().values()]
             assert max(sizes) - min(sizes) <= 1, "unequal shares"
 
     @precondition(lambda self: len(self.queues) < 8)
@@ -97,6 +102,7 @@ class BarrierMachine(RuleBasedStateMachine):
             self.accepted[item] = self.slots.pop((worker, item))
         assert self.barrier.done(worker, item)
         assert not self.barrier.done(worker, item), "the same result was accepted twice"
+        self.leave(worker)
 
     @rule(data=st.data(), item=st.integers(0, 6))
     def done_by_somebody_else(self, data: st.DataObject, item: int) -> None:
@@ -117,12 +123,41 @@ class BarrierMachine(RuleBasedStateMachine):
         assert times == self.errors[item]
         self.raised_on[item] = worker
         self.take(assignments)
+        self.leave(worker)
+
+    @precondition(lambda self: self.queues)
+    @rule(data=st.data())
+    def dismiss(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.queues)))
+        self.leaving.add(worker)
+        assert self.barrier.dismiss(worker) == (not self.queues[worker])
+        self.leave(worker)
+
+    def leave(self, worker: int) -> None:
+        if worker in self.leaving and not self.queues[worker]:
+            self.barrier.leave(worker)
+            del self.queues[worker]
+            self.leaving.remove(worker)
+
+    @rule(worker=st.integers(0, 9))
+    def dismiss_somebody_else(self, worker: int) -> None:
+        if worker not in self.queues:
+            assert self.barrier.dismiss(worker)
+
+    @precondition(lambda self: self.undone and not any(self.queues.values()) and not self.retiring)
+    @rule()
+    def abandon(self) -> None:
+        """Nobody is at work: the phase can be given up, and its slots are used again in time."""
+        assert self.barrier.idle
+        self.barrier.abandon()
+        self.undone = set()
 
     @precondition(lambda self: self.queues)
     @rule(data=st.data())
     def lost(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(sorted(self.queues)))
         queue = self.queues.pop(worker)
+        self.leaving.discard(worker)
         self.retiring[worker] = {self.slots.pop((worker, item)) for item in queue if self.use_slots}
         if queue:
             self.deaths[queue[0]] += 1
@@ -163,14 +198,16 @@ class BarrierMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_waits_that_somebody_could_do(self) -> None:
         free = self.num_slots - len(self.written())
-        if self.waiting() and self.queues:
+        if self.waiting() and self.staying():
             assert self.use_slots
             assert free == 0
 
     @invariant()
     def complete_means_all_done_and_nobody_left_who_could_write(self) -> None:
         assert self.barrier.complete == (not self.undone and not self.retiring)
-        assert set(self.barrier.members) == set(self.queues)
+        assert self.barrier.idle == (not any(self.queues.values()) and not self.retiring)
+        assert set(self.barrier.members) == set(self.staying())
+        assert all((worker in self.barrier) == (worker in self.queues) for worker in range(10))
         assert self.barrier.slots == self.accepted
 
     @invariant()
@@ -196,6 +233,7 @@ class BarrierMachine(RuleBasedStateMachine):
             if self.use_slots:
                 self.accepted[item] = self.slots.pop((busy[0], item))
             assert self.barrier.done(busy[0], item)
+            self.leave(busy[0])
         assert self.barrier.complete, f"items {self.undone} are lost"
         if self.use_slots:
             assert sorted(self.barrier.slots) == list(range(len(self.barrier.slots)))
@@ -330,3 +368,31 @@ def test_a_worker_that_was_dismissed_at_work_and_dies_leaves_its_work_to_others(
     assert first.worker in barrier
     _, _, (again,) = barrier.lost(first.worker)
     assert (again.worker, again.items) == (second.worker, first.items)
+
+
+def test_a_dismissed_worker_that_dies_at_its_last_item_is_superseded_as_any_other() -> None:
+    barrier = Barrier(3)
+    barrier.join(1)
+    barrier.join(2)
+    barrier.begin(range(2), use_slots=True)
+    assert not barrier.dismiss(1)
+    assert barrier.members == (2,)
+    assert 1 in barrier
+    item, deaths, (again,) = barrier.lost(1)
+    assert (item, deaths, again.worker) == (0, 1, 2)
+    assert not barrier.complete
+
+
+def test_what_nobody_works_on_can_be_abandoned_and_its_slots_are_not_lost() -> None:
+    barrier = Barrier(3)
+    for _ in range(20):
+        barrier.join(1)
+        (work,) = barrier.begin(range(2), use_slots=True)
+        barrier.done(1, work.items[0])
+        barrier.lost(1)
+        assert not barrier.idle
+        barrier.gone(1)
+        assert barrier.idle
+        assert not barrier.complete
+        barrier.abandon()
+        assert barrier.complete

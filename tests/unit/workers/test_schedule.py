@@ -121,6 +121,32 @@ def test_every_split_of_the_leaves_gives_the_bits_of_the_whole_tree(count: int) 
         assert same_bits(total, expected), f"split at {cut}"
 
 
+def nodes_cuts_of(count: int) -> Iterator[tuple[int, ...]]:
+    """All ways to cut [0, count) into one to four contiguous pieces, which may be empty."""
+    for number in range(4):
+        yield from itertools.combinations_with_replacement(range(count + 1), number)
+
+
+@pytest.mark.parametrize("count", range(1, 18))
+def test_sums_of_parts_of_several_nodes_have_the_bits_of_the_whole_tree(count: int) -> None:
+    """As nodes do it: each adds up its subtrees, and all finish the tree, whoever has how many leaves."""
+    leaves = leaves_of(count)
+    whole = summed(leaves)
+    parts = {
+        (level, index): by_definition(leaves[index << level : (index + 1) << level])
+        for level in range(count.bit_length() + 1)
+        for index in range((count - 1 >> level) + 1)
+    }
+    for cuts in nodes_cuts_of(count):
+        nodes = [
+            node for low, high in itertools.pairwise((0, *cuts, count)) for node in subtrees(low, high, count)
+        ]
+        work = list(np.full((tree_depth(len(nodes)), leaves[0].size), np.nan, np.float32))
+        total = tree_sum([parts[node] for node in nodes], work, [level for level, _ in nodes])
+        assert same_bits(total, whole), cuts
+        assert same_bits(combine({node: parts[node] for node in nodes}, count, np.add), whole)
+
+
 @pytest.mark.parametrize("count", range(1, 18))
 def test_subtrees_are_the_fewest_nodes_that_cover_exactly_the_leaves(count: int) -> None:
     nodes = [(level, j) for level in range((count - 1).bit_length() + 1) for j in range(count)]
