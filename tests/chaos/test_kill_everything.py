@@ -69,7 +69,9 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("memory", ["memory survives", "memory is lost"])
+@pytest.mark.parametrize(
+    "memory", [pytest.param("memory survives", marks=pytest.mark.full), "memory is lost"]
+)
 @pytest.mark.parametrize("point", POINTS)
 def test_everything_killed_and_run_again_ends_in_the_same_bits(
     place: Place, reference: Reference, point: str, memory: str

@@ -37,7 +37,7 @@ POINTS = {
     ("coordinator", "after"): 40,
     ("coordinator", "collection"): 40,
 }
-IN_CI = {("worker", "update"), ("agent", "exchange"), ("writer", "after"), ("coordinator", "after")}
+IN_CI = {("worker", "update"), ("coordinator", "after")}
 
 
 @pytest.mark.parametrize("memory", ["memory survives", pytest.param("memory is lost", marks=full)])
