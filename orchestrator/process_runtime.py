@@ -89,6 +89,8 @@ class ProcessRuntime:
             self._progress.pop(node, None)
             if self._found.get(node) == generation:
                 return
+        if node not in self._agents:
+            return  # it has just been lost, as will be told
         # -P: the user's working directory must not hide our packages; a job's imports come with its source.
         command = [sys.executable, "-P", "-m", "workers.main", role]
         command += [

@@ -257,6 +257,8 @@ class RayRuntime:
         if role == "agent":
             self._start_agent(ray, node, generation)
             return
+        if node not in self._agents:
+            return  # it has just been lost, as will be told
         classes: dict[str, type] = {"worker": HoldfastWorker, "writer": HoldfastWriter}
         cpus = self._cpus if role == "worker" else 0
         actor = self._actor(ray, classes[role], node, f"{role}-{rank}-{generation}", cpus, self._environment)

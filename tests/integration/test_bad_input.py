@@ -180,7 +180,7 @@ def test_an_unknown_scheme_is_named(shared_place: Place) -> None:
     [
         ("gs://bucket/run", "gcsfs", "gcs"),
         ("abfs://box/run", "adlfs", "azure"),
-        ("ssh://h/run", "sshfs", "ssh"),
+        ("ssh://h/run", "asyncssh", "ssh"),
     ],
 )
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(

@@ -91,6 +91,8 @@ def test_an_agent_that_is_killed_is_a_lost_node_and_its_processes_end_with_it(dr
     driver.exchange((1, m.Greet(1, 1)))
     driver.until(lambda: len(driver.of(m.Greeted)) == 3)
     assert len(driver.of(NodeLost)) == 1, "it is told once"
+    driver.runtime.start(0, "worker", 0, 1)  # asked for before the loss was told
+    assert not [event for event in driver.of(Exited) if event.rank == 0 and event.role == "worker"]
 
 
 def test_a_silent_agent_is_given_up_and_holds_nobody_up(
