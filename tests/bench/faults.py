@@ -29,7 +29,8 @@ import importlib.abc, importlib.util, sys
 
 CHANGES = {
     "workers.state": {"crc32c": lambda data: 0},
-    "orchestrator.coordinator": {"BEAT_S": 1e9, "REQUESTS_S": 1e9, "PLACES_S": 1e9, "POLL_S": 20.0},
+    "orchestrator.coordinator": {"PLACES_S": 1e9, "POLL_S": 20.0},
+    "orchestrator.records": {"BEAT_S": 1e6, "LOOK_S": 1e6},
     "orchestrator.runtime": {"HEARTBEAT_S": 20.0, "DEAD_S": 600.0},
 }
 
