@@ -15,7 +15,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from storage import catalog
-from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing, StorageError
+from storage.errors import (
+    CheckpointError,
+    ConfigurationError,
+    CorruptCheckpoint,
+    ObjectMissing,
+    StorageError,
+    Superseded,
+)
 from storage.manifest import MANIFEST, Base, Manifest
 from storage.objects import read_manifest, sizes_in
 from storage.retention import Retention, to_delete
@@ -168,7 +175,7 @@ class RunDirectory:
 
         From here on this alone decides which checkpoints are valid. With `only_stored`, attempts of which no
         checkpoint is left are left out: nobody can go on from one, unless from memory. Raises CheckpointError
-        if `base` is on no line of history that was recorded.
+        if `base` is on no line of history that was recorded, Superseded if a newer attempt has begun.
         """
         chain = catalog.extend(base, {})
         for record in self._base_records():
@@ -178,6 +185,10 @@ class RunDirectory:
                 chain = catalog.extend(base, {record.number: self._read_chain(record)})
         if chain is None:
             assert base is not None
+            if (newest := self.newest_attempt()) > attempt.number:
+                raise Superseded(
+                    f"attempt {newest} has taken over {self.store.url}: attempt {attempt.number} stops"
+                )
             raise CheckpointError(
                 f"{self.store.url}: step {base.step} of attempt {base.attempt} is on no recorded line"
             )

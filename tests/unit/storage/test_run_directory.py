@@ -112,6 +112,14 @@ def test_a_base_on_no_line_is_refused(store):
         run.record_base(run.claim_attempt(), Base(10, 9))
 
 
+def test_a_base_that_a_newer_attempt_has_cut_off_is_superseded(store):
+    run, _ = begun(store)
+    late, newer = run.claim_attempt(), run.claim_attempt()
+    run.record_base(newer, None)
+    with pytest.raises(Superseded, match=f"attempt {newer.number} has taken over"):
+        run.record_base(late, Base(10, late.number + 7))
+
+
 def test_resuming_earlier_cuts_off_what_came_after(store):
     run, first = begun(store)
     for step in (10, 20, 30):
