@@ -112,7 +112,6 @@ class Coordinator:
         self._scaled: str | None = None  # what names the last request that was granted
         self._told: str | None = None
         self._asked_for: deque[tuple[e.Scaled, str]] = deque()
-        self._progresses: dict[int, m.Progress] = {}
         self._processes: dict[tuple[int, str, int], int] = {}  # (node, role, rank) -> pid
         self.state = State()
         self._events: deque[e.Event] = deque()
@@ -204,7 +203,6 @@ class Coordinator:
 
     def _follow(self, progresses: Mapping[int, m.Progress]) -> None:
         """Where training is: at the step that all nodes have made; it never goes back while a node lives."""
-        self._progresses = dict(progresses)
         mine = [progresses[node] for node in self.state.members if node in progresses]
         if not mine:
             return
@@ -231,7 +229,7 @@ class Coordinator:
         """Nobody should look at a run that waits for workers without being told."""
         if self.state.phase is not Phase.JOINING or time.monotonic() - self._waiting_since < WAITING_S:
             return
-        self._began = self._waiting_since = time.monotonic()
+        self._waiting_since = time.monotonic()
         text = "no worker is ready yet: does the job take long to load, or is the cluster full?"
         self._tell(Note("waiting", text, {}))
 
