@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.chaos.judging import assert_latest_verifies, assert_no_step_lost, assert_same_bits
+from tests.chaos.small_places import mounted
 from tests.integration.harness import Progress
 
 if TYPE_CHECKING:
@@ -25,17 +25,8 @@ pytestmark = pytest.mark.chaos
 @pytest.fixture
 def small_memory(tmp_path: Path) -> Iterator[Path]:
     """A file system in memory of 1 MB."""
-    folder = tmp_path / "shm"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=20)
-    except FileNotFoundError:
-        pytest.skip("there is no mount here")
-    if done.returncode:
-        pytest.skip(f"a small file system needs the right to mount: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=20)
+    with mounted(tmp_path / "shm", "1m") as folder:
+        yield folder
 
 
 @pytest.mark.row("memory")

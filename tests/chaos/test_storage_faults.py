@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.chaos.judging import assert_latest_verifies, assert_no_step_lost, assert_same_bits
+from tests.chaos.small_places import mounted
 from tests.integration.harness import Progress, latest, saved
 
 if TYPE_CHECKING:
@@ -113,17 +114,8 @@ def test_a_run_whose_last_checkpoint_fails_goes_on_from_memory_when_storage_work
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=20)
-    except FileNotFoundError:
-        pytest.skip("there is no mount here")
-    if done.returncode:
-        pytest.skip(f"a small file system needs the right to mount: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=20)
+    with mounted(tmp_path / "disk", "3m") as folder:
+        yield folder
 
 
 @storage
