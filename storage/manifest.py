@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from storage.errors import ConfigurationError, CorruptCheckpoint
 from storage.layout import DTYPES, MAX_LENGTH, check_name
-from storage.strict_json import MAX_DEPTH, canonical, fields, parse, spelled
+from storage.strict_json import MAX_DEPTH, MAX_VALUES, canonical, fields, most_values, parse, spelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -152,18 +152,20 @@ class Manifest:
         return sum(info.nbytes for info in self.objects.values())
 
     def to_bytes(self) -> tuple[bytes, bytes | None]:
-        """The document and, if it would be larger than MAX_NBYTES with it, its table of objects apart.
+        """The document and, if it would be too large with it, its table of objects apart.
 
         Canonical JSON with the document's own BLAKE3 as "self". ConfigurationError for what could not be read
         again, and where even that is too large.
         """
         doc = self._to_json()
         data, table = _signed(doc), None
-        if len(data) > MAX_NBYTES:
+        if len(data) > MAX_NBYTES or most_values(data) > MAX_VALUES:
             table = canonical(doc["objects"])
             data = _signed({**doc, "objects": {}, "table": ObjectInfo.of(table).to_json()})
         if len(data) > MAX_NBYTES or len(table or b"") > MAX_TABLE_NBYTES:
             raise ConfigurationError(f"manifest of {len(data)} bytes, more than the {MAX_NBYTES} allowed")
+        if most_values(data) > MAX_VALUES:
+            raise ConfigurationError(f"counters, metrics and metadata of more than {MAX_VALUES} values")
         return data, table
 
     @classmethod
@@ -298,10 +300,15 @@ def _read_table(info: ObjectInfo, read: Callable[[int], bytes] | None) -> Any:
     data = read(info.nbytes + 1)
     if ObjectInfo.of(data) != info:
         raise ValueError(f"{TABLE} does not match its digest")
-    table = parse(data, max_nbytes=MAX_TABLE_NBYTES)
+    table = parse(data, max_nbytes=MAX_TABLE_NBYTES, max_values=_most_in_table(data))
     if not isinstance(table, dict):
         raise ValueError(f"{TABLE} is not an object")  # noqa: TRY004 - a fault of the document
     return table
+
+
+def _most_in_table(data: bytes) -> int:
+    """The most `most_values` of a table of objects: six for each, whose digest alone makes it 84 bytes."""
+    return 1000 + len(data) // 14
 
 
 def _number_from_json(x: object, name: str) -> float:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_NBYTES = 64 << 20
 MAX_DEPTH = 16
+MAX_VALUES = 1 << 18  # a value of two bytes may take 200 in memory
 
 
 def canonical(value: object) -> bytes:
@@ -44,14 +45,22 @@ def printable(text: str, longest: int = 400) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def parse(data: bytes, *, max_nbytes: int = MAX_NBYTES, max_depth: int = MAX_DEPTH) -> Any:
+def parse(
+    data: bytes,
+    *,
+    max_nbytes: int = MAX_NBYTES,
+    max_depth: int = MAX_DEPTH,
+    max_values: int = MAX_VALUES,
+) -> Any:
     """The value of a JSON text.
 
-    Raises ValueError if it is too long, nested too deeply, repeats a key or holds a number that is
-    not finite.
+    Raises ValueError if it is too long, may hold more than `max_values`, is nested too deeply, repeats a key
+    or holds a number that is not finite.
     """
     if len(data) > max_nbytes:
         raise ValueError(f"{len(data)} bytes of JSON, more than the {max_nbytes} allowed")
+    if (values := most_values(data)) > max_values:
+        raise ValueError(f"up to {values} values, more than the {max_values} allowed")
     try:
         value = json.loads(data.decode(), object_pairs_hook=_without_repeats, parse_constant=_refuse)
     except RecursionError:
@@ -70,6 +79,11 @@ def parse(data: bytes, *, max_nbytes: int = MAX_NBYTES, max_depth: int = MAX_DEP
             return value
         level = inner
     raise ValueError(f"nested deeper than {max_depth} levels")
+
+
+def most_values(data: bytes) -> int:
+    """No fewer than the values and names in a JSON text: how often `[`, `{`, `,` and `:` stand in it."""
+    return sum(map(data.count, (b"[", b"{", b",", b":")))
 
 
 def fields(value: object, where: str, kinds: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:

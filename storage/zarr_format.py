@@ -190,7 +190,7 @@ def parse_array(name: str, data: bytes) -> StoredArray:
     """The array that `array_document` described, and how it is stored; else CorruptCheckpoint."""
     try:
         _check_density(data)
-        doc = parse(data)
+        doc = parse(data, max_values=len(data))
         shape, grid, attributes = doc["shape"], doc["chunk_grid"], doc["attributes"]
         if type(shape[0]) is not int:
             raise ValueError(f"bad length {shape[0]!r}")  # noqa: TRY301

@@ -301,6 +301,25 @@ LIMITED = """
 """
 
 
+DENSE = [
+    b"[],",
+    b'{"":0},',
+    b"[0],",
+    b'"ab",',
+    '"\u6f22a",'.encode(),
+    b"0.5,",
+    b"1000,",
+    '"\U0001f600",'.encode(),
+]
+
+
+def with_table(objects, table):
+    """The objects with the table of them in an object of its own, which is this."""
+    doc = json.loads(objects["manifest.json"])
+    doc["objects"], doc["table"] = {}, ObjectInfo.of(table).to_json()
+    return {**objects, "objects.json": table, "manifest.json": signed(doc)}
+
+
 def lay_out(folder, name, directory, objects):
     place = folder / name / directory
     for key, data in objects.items():
@@ -323,6 +342,17 @@ def test_hostile_checkpoints_cost_no_memory_beyond_the_honest_size(tmp_path):
     cases["long manifest"] = {**objects, "manifest.json": bytes(300 << 20)}
     cases["long digests"] = forged(objects, **{"params/digests": bytes(300 << 20)})
     cases["many values"] = forged(objects, **{"params/zarr.json": b"[" + b"{}," * (10 << 20) + b"0]"})
+    for i, filling in enumerate(DENSE):
+        text = canonical({**json.loads(objects["manifest.json"]), "metadata": {"x": "FILLING"}})
+        times = ((4 << 20) - len(text)) // len(filling)
+        dense = text.replace(b'"FILLING"', b"[" + (filling * times)[:-1] + b"]")
+        assert 0.99 * (4 << 20) < len(dense) <= 4 << 20
+        cases[f"dense{i}"] = {**objects, "manifest.json": dense}
+    wide = {**json.loads(objects["manifest.json"]), "metadata": {"x": "a" * 4_000_000 + "\U0001f600"}}
+    cases["wide"] = {**objects, "manifest.json": canonical(wide)}
+    cases["dense table"] = with_table(
+        objects, b"{" + b",".join(b'"%x":{}' % i for i in range(3 << 20)) + b"}"
+    )
     cases["long chunk"] = forged(objects, **{"params/c/0": shard_of(frame(bytes(SIZE)) + bytes(300 << 20))})
     cases["absent"] = declaring(objects, 2**36)
     urls = [lay_out(tmp_path, name, directory, case) for name, case in cases.items()]

@@ -193,12 +193,27 @@ def test_what_is_taken_as_metadata_can_be_read_again(metadata):
         ({"x": 10**5000}, "metadata: "),
         ({1: "a", "1": "b"}, "metadata: "),
         ({"x": "y" * (1 << 20)}, "metadata: .*more than the 1048576 allowed"),
+        ({"x": [0] * 300_000}, "metadata: .*more than the 262144 allowed"),
         ([1, 2], "metadata: "),
     ],
 )
 def test_values_that_no_reader_would_take_are_refused_before_they_are_written(values, fault):
     with pytest.raises(ConfigurationError, match=fault):
         json_values("metadata", values)
+
+
+def test_values_that_only_together_are_too_many_are_refused_too():
+    many = dataclasses.replace(example(), metadata={"x": [0] * 200_000}, counters={"y": [0] * 100_000})
+    with pytest.raises(ConfigurationError, match="counters, metrics and metadata of more than 262144 values"):
+        many.to_bytes()
+
+
+def test_objects_that_leave_no_room_for_other_values_go_into_their_table():
+    objects = {f"params/c/{i}": ObjectInfo(1, "0" * 64) for i in range(30_000)}
+    many = dataclasses.replace(example(), objects=objects, metadata={"x": [0] * 100_000})
+    data, table = many.to_bytes()
+    assert len(data) + len(table) < 4 << 20
+    assert Manifest.parse(data, lambda nbytes: table[:nbytes]) == many
 
 
 def test_keys_become_strings_in_the_order_of_strings():
