@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import events as e
-from orchestrator import machine
+from orchestrator.ending import MAX_FINAL_FAILURES
 from orchestrator.events import Heard, Place, Status
 from orchestrator.machine import Phase, State, transition
+from orchestrator.nodes import MAX_START_DEATHS
 from storage.checkpoint import Part
 from storage.errors import (
     ConfigurationError,
@@ -599,11 +600,12 @@ def test_a_dead_worker_is_replaced_once_however_many_see_it() -> None:
     for generation in (1, 2, 3):
         state, actions = after(e.Exited(0, "worker", 1, generation - 1, "killed"), state=state)
         assert of(actions, e.StartProcess) == [started("worker", 1, generation)]
+        assert [note.kind for note in of(actions, e.Note)] == ["replaced"], "the ledger counts these"
         late = dataclasses.replace(lost, generation=generation - 1)
         state, actions = after(late, state=state)
         assert of(actions, e.StartProcess) == []
+        assert [note.kind for note in of(actions, e.Note)] == ["lost"]
         state, _ = after(m.Ready("worker", 1, 9, generation), state=state)
-    assert state.worker_deaths == 3
     assert state.phase is Phase.TRAINING
 
 
@@ -623,12 +625,11 @@ def test_deaths_in_training_are_free_however_many() -> None:
             state=state,
         )
     assert state.phase is Phase.TRAINING
-    assert state.worker_deaths == 100
 
 
 def test_workers_that_all_die_while_they_load_the_job_end_the_attempt_naming_that() -> None:
     state, _ = after(e.Begin(1, 2, ONE))
-    for i in range(2 * machine.MAX_START_DEATHS):
+    for i in range(2 * MAX_START_DEATHS):
         assert state.phase is Phase.JOINING
         state, _ = after(e.Exited(0, "worker", i % 2, i // 2, "killed by SIGSEGV"), state=state)
     assert isinstance(state.error, UserCodeError)
@@ -826,7 +827,7 @@ def test_failures_of_checkpoints_of_different_steps_never_end_training() -> None
 
 def test_the_last_checkpoint_is_tried_three_times() -> None:
     state = trains(joined(ONE, 1))
-    for tries in range(machine.MAX_FINAL_FAILURES):
+    for tries in range(MAX_FINAL_FAILURES):
         assert state.phase is Phase.TRAINING
         state, _ = after(m.CheckpointFailed(9, StorageError("503"), 1, tries), state=state)
     assert isinstance(state.error, StorageError)
