@@ -383,7 +383,7 @@ class Sim:
         if self.chance(self.odds.agent_dies):
             raise AgentDied
         if self.chance(self.odds.signal) and self.state.phase is not machine.Phase.STOPPING:
-            options.append(lambda: self.tell_machine(events.Signalled(machine.Status.PREEMPTED)))
+            options.append(lambda: self.tell_machine(events.Signalled(events.Status.PREEMPTED)))
         if options:
             self.rng.choice(options)()
             self.observe()
@@ -624,7 +624,7 @@ class Sim:
 
     def check_done(self) -> None:
         """The run is done: all steps, the last one evaluated and in a checkpoint."""
-        assert self.state.status is machine.Status.DONE, self.state
+        assert self.state.status is events.Status.DONE, self.state
         assert self.state.step == self.steps
         assert self.last is not None
         assert self.last[1] == self.steps
@@ -645,11 +645,11 @@ def played(sim: Sim) -> Sim:
     """Run it, again where the infrastructure failed; what goes wrong is told with its seed and events."""
     try:
         sim.run()
-        while sim.state.status is machine.Status.FAILED and sim.attempt < 50:
+        while sim.state.status is events.Status.FAILED and sim.attempt < 50:
             assert isinstance(sim.state.error, InfrastructureError | StorageError)
             sim.run()
-        assert sim.state.status in (machine.Status.DONE, machine.Status.PREEMPTED), sim.state
-        if sim.state.status is machine.Status.DONE:
+        assert sim.state.status in (events.Status.DONE, events.Status.PREEMPTED), sim.state
+        if sim.state.status is events.Status.DONE:
             sim.check_done()
         elif sim.state.error is None and any(line.startswith("Based") for line in sim.log):
             assert sim.state.step in sim.committed.values(), "the step of the stop has no checkpoint"
@@ -665,7 +665,7 @@ SEEDS = range(0, 240, 20)
 @pytest.mark.parametrize("first", SEEDS)
 def test_every_run_ends_in_the_bits_of_the_undisturbed_one(first: int) -> None:
     for seed in range(first, first + 20):
-        assert played(Sim(seed, f"run-{seed}")).state.status is machine.Status.DONE
+        assert played(Sim(seed, f"run-{seed}")).state.status is events.Status.DONE
 
 
 def test_an_undisturbed_run_ends_with_the_processes_it_began_with() -> None:
@@ -682,7 +682,7 @@ def test_whoever_hangs_is_superseded_and_no_bit_changes() -> None:
     for seed in range(300):
         odds = Odds(kill=0.01, hang=0.03, goes_on=[0.0, 0.02][seed % 2])
         sim = played(Sim(seed, f"run-{seed}", odds))
-        assert sim.state.status is machine.Status.DONE
+        assert sim.state.status is events.Status.DONE
         seen.update(sim.superseded)
     for phase in ("initialise", "gradient", "update", "evaluate", "loading", "drain"):
         assert seen[phase] > 2, seen
@@ -693,7 +693,7 @@ def test_a_worker_that_computes_wrong_is_found_out_and_no_bit_changes() -> None:
     flipped, doubted = 0, Counter[str]()
     for seed in range(200):
         sim = played(Sim(seed, f"run-{seed}", Odds(kill=0.01, hang=0.01, flip=0.05)))
-        assert sim.state.status is machine.Status.DONE
+        assert sim.state.status is events.Status.DONE
         flipped += sim.flipped
         doubted.update("update" if "update" in cause else "microbatch" for cause in sim.doubted)
     assert flipped > 100
@@ -742,7 +742,7 @@ def test_a_stopped_run_keeps_its_step_and_goes_on_with_the_same_bits(first: int)
         sim = played(Sim(seed, f"run-{seed}", Odds(signal=0.01)))
         step = sim.highest
         sim.odds.signal = 0
-        assert played(sim).state.status is machine.Status.DONE
+        assert played(sim).state.status is events.Status.DONE
         assert sim.highest >= step
 
 
@@ -767,7 +767,7 @@ def test_an_agent_that_dies_at_any_moment_loses_nothing_that_survives(
                 assert found is not None
                 assert found.step == sim.last[1]
         sim.odds.agent_dies = 0
-        assert played(sim).state.status is machine.Status.DONE
+        assert played(sim).state.status is events.Status.DONE
 
 
 def test_damaged_checkpoints_are_left_for_those_before_them(tmp_path: Path) -> None:
