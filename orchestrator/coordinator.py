@@ -95,6 +95,7 @@ class Coordinator:
         observer: Observer,
         signalled: Callable[[], Status | None],
         recover: Callable[[int, Exception], tuple[float, int] | None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
         self._settings = settings
@@ -105,6 +106,8 @@ class Coordinator:
         self._observer = observer
         self._signalled = signalled
         self._recover = recover
+        self._clock = clock
+        self._pause: tuple[float, int] | None = None  # (until when, the round's epoch)
         self._returning: list[tuple[float, int, int]] = []  # (when, lost node, the journal's entry about it)
         self._places: dict[int, e.Place] = {}
         self._looked_at = 0.0
@@ -121,10 +124,10 @@ class Coordinator:
         self._parent: Base | None = None
         self._base_digest: str | None = None
         self._progress = m.Progress()
-        self._clock: tuple[float, int] | None = None  # (when training began, at which step)
+        self._trained_from: tuple[float, int] | None = None  # (when training began, at which step)
         self._all_trained = False
         self._steps_per_s: float | None = None
-        self._began = self._waiting_since = time.monotonic()
+        self._began = self._waiting_since = self._clock()
         self._fault: Fault | None = None
 
     def run(self) -> State:
@@ -159,8 +162,7 @@ class Coordinator:
     def _turn(self) -> None:
         """Listen to the agents, the runtime, the storage and the user once."""
         commands, self._commands = self._commands, []
-        timeout_s = POLL_S / 10 if self._answers else POLL_S
-        events, progresses = self._runtime.exchange(self._attempt.number, commands, timeout_s)
+        events, progresses = self._runtime.exchange(self._attempt.number, commands, self._patience_s())
         if any(isinstance(command, m.Restore) for _, command in commands):
             self._strike(0, "restore")
         self._follow(progresses)
@@ -178,17 +180,27 @@ class Coordinator:
         self._mention_waiting()
         self._observer.progress(self.snapshot)
 
+    def _patience_s(self) -> float:
+        """Seconds that nothing has to be looked at but what the agents say."""
+        patience_s = POLL_S / 10 if self._answers else POLL_S
+        if self._pause is None:
+            return patience_s
+        return min(patience_s, max(0.0, self._pause[0] - self._clock()))
+
     def _look_around(self) -> None:
         """People ask for more or fewer workers, nodes come and go, and those that were lost return."""
         while self._asked_for:
             asked, self._scaled = self._asked_for.popleft()
             self._handle(asked)
-        now = time.monotonic()
+        now = self._clock()
         # Not before it is on record that this was granted: it must be paid for whoever is killed meanwhile.
         due = [r for r in self._returning if r[0] <= now and self._records.durable(r[2])]
         self._returning = [r for r in self._returning if r not in due]
         for _, node, _ in due:
             self._handle(e.Returned(node))
+        if self._pause is not None and self._pause[0] <= now:
+            epoch, self._pause = self._pause[1], None
+            self._handle(e.PauseOver(epoch))
         if self.state.phase is Phase.JOINING and not self.state.waited and now - self._began > GATHER_S:
             self._handle(e.Waited())
         if now - self._looked_at < PLACES_S:
@@ -227,9 +239,9 @@ class Coordinator:
 
     def _mention_waiting(self) -> None:
         """Nobody should look at a run that waits for workers without being told."""
-        if self.state.phase is not Phase.JOINING or time.monotonic() - self._waiting_since < WAITING_S:
+        if self.state.phase is not Phase.JOINING or self._clock() - self._waiting_since < WAITING_S:
             return
-        self._waiting_since = time.monotonic()
+        self._waiting_since = self._clock()
         text = "no worker is ready yet: does the job take long to load, or is the cluster full?"
         self._tell(Note("waiting", text, {}))
 
@@ -282,7 +294,9 @@ class Coordinator:
             case e.Recover(node, error):
                 if (granted := self._recover(node, error)) is not None:
                     delay_s, entry = granted
-                    self._returning.append((time.monotonic() + delay_s, node, entry))
+                    self._returning.append((self._clock() + delay_s, node, entry))
+            case e.Pause(epoch, seconds):
+                self._pause = (self._clock() + seconds, epoch)
             case e.Identify(description):
                 self._ask(self._identify, description)
             case e.ChooseBase(epoch, found, bad, reason):
@@ -473,14 +487,14 @@ class Coordinator:
     # -- signs of life ----------------------------------------------------------------------------------
 
     def _measure(self) -> None:
-        now, step = time.monotonic(), self._progress.step
+        now, step = self._clock(), self._progress.step
         if self.state.phase not in (Phase.TRAINING, Phase.STOPPING):
             self._records.meter.pause()
             return
-        if self._clock is None:
-            self._clock = (now, step)
-        elif step > self._clock[1]:
-            self._steps_per_s = (step - self._clock[1]) / (now - self._clock[0])
+        if self._trained_from is None:
+            self._trained_from = (now, step)
+        elif step > self._trained_from[1]:
+            self._steps_per_s = (step - self._trained_from[1]) / (now - self._trained_from[0])
         self._records.reached(step)
         if self.state.phase is Phase.TRAINING and not self._all_trained:
             self._records.meter.look(now, step, calm=self._records.ledger.calm)
@@ -490,7 +504,7 @@ class Coordinator:
     def snapshot(self) -> Snapshot:
         """Where the attempt was when it was last heard of."""
         progress = self._progress
-        step = progress.step if self._clock is not None else self._records.ledger.reached
+        step = progress.step if self._trained_from is not None else self._records.ledger.reached
         return Snapshot(step, self._job.steps, progress.metrics, progress.workers, self._steps_per_s)
 
     @property
@@ -515,7 +529,7 @@ class Coordinator:
             "error": None if error is None or status is Status.RUNNING else str(error),
             "class": None if error is None else classify(error).value,
             "step": self.snapshot.step,
-            "trained": self._clock is not None,
+            "trained": self._trained_from is not None,
             "steps": self._job.steps,
             "metrics": {**self._progress.metrics, **self.state.metrics},
             "state_digest": self.state_digest,

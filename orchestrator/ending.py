@@ -81,9 +81,9 @@ def signalled(state: State, status: Status, seconds_left: float | None, attempt:
     how = "with a checkpoint" if fits else f"without a checkpoint, which takes {state.checkpoint_s:.1f} s"
     fields = {"status": status.value}
     note = Note("stopping", f"{status.value}: stopping at the next step, {how}", fields)
-    state = replace(state, status=status, asked=m.Stop(checkpoint=fits))
-    if state.phase is not Phase.TRAINING:
-        return state, [note]  # the members will be told when they are sent off
+    state = replace(state, status=status, asked=m.Stop(checkpoint=fits), vain=0)
+    if state.phase is not Phase.TRAINING:  # the members will be told when they are sent off, without a pause
+        return then([note], rounds.pause_over(state, state.epoch))
     if len(state.members) > 1:  # they have to stop at the same step
         return then([note], rounds.begin(state, attempt))
     return replace(state, phase=Phase.STOPPING), [note, *tell(state.members, m.Stop(checkpoint=fits))]

@@ -119,6 +119,13 @@ class Waited:
 
 
 @dataclass(frozen=True, slots=True)
+class PauseOver:
+    """The members of this round have been at rest for as long as they were to be."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Identified:
     """The run's identity stands and this job agrees with it; each node is told so much of it."""
 
@@ -183,6 +190,7 @@ Event: TypeAlias = (
     | Returned
     | Draining
     | Waited
+    | PauseOver
     | Identified
     | BaseChosen
     | Based
@@ -227,6 +235,14 @@ class Recover:
 
     node: int
     error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait before this round goes on; answered by PauseOver."""
+
+    epoch: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +298,7 @@ Action: TypeAlias = (
     | Tell
     | Abandon
     | Recover
+    | Pause
     | Identify
     | ChooseBase
     | RecordBase

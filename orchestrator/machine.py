@@ -29,6 +29,7 @@ from orchestrator.events import (
     Heard,
     Identified,
     NodeLost,
+    PauseOver,
     Returned,
     Scaled,
     Signalled,
@@ -64,6 +65,8 @@ def transition(state: State, event: Event, attempt: int) -> Turn:
             return nodes.node_draining(state, node, reason, seconds_left, attempt)
         case Waited():
             return rounds.settle(replace(state, waited=True), attempt)
+        case PauseOver(epoch):
+            return rounds.pause_over(state, epoch)
         case Identified(prepare):
             return rounds.settle(replace(state, prepare=prepare), attempt)
         case BaseChosen():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator.events import Action, ChooseBase, Note, RecordBase, Tell
+from orchestrator.events import Action, ChooseBase, Note, Pause, RecordBase, Tell
 from orchestrator.membership import spans
 from orchestrator.state import Phase, failed, illegal, tell, then, without
 from storage.errors import CheckpointError, InfrastructureError
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
     from orchestrator.events import BaseChosen
     from orchestrator.state import State, Turn
+
+FIRST_PAUSE_S = 0.05
+"""Seconds that a round pauses if a failed fetch began it, and no step was committed since the one before."""
+
+MAX_DOUBLINGS = 6
+"""Times that the pause doubles, with each such round: up to 3.2 s."""
 
 
 def _joinable(state: State) -> tuple[int, ...]:
@@ -94,6 +100,7 @@ def begin(state: State, attempt: int) -> Turn:
         members=members,
         awaited=frozenset(members),
         found={},
+        pausing=False,
         lead=None,
         written={},
         failures=0,
@@ -109,7 +116,26 @@ def member_prepared(state: State, node: int, event: m.Prepared) -> Turn:
         return state, []
     found = {**state.found, node: event}
     state = replace(state, found=found, awaited=state.awaited - {node})
-    return _decide(state) if not state.awaited else (state, [])
+    return _at_rest(state) if not state.awaited else (state, [])
+
+
+def _at_rest(state: State) -> Turn:
+    """All members are at rest, and stay so for a while if trying at once has brought nothing before.
+
+    Nodes that live and cannot reach each other would make round after round.
+    """
+    if state.plan is not None and any(_ours(state, node) > state.step for node in state.holders):
+        state = replace(state, vain=0)
+    if not (state.pausing and state.vain):
+        return _decide(replace(state, pausing=False))
+    return state, [Pause(state.epoch, FIRST_PAUSE_S * 2 ** min(state.vain - 1, MAX_DOUBLINGS))]
+
+
+def pause_over(state: State, epoch: int) -> Turn:
+    """The members of a round go on, if they are still waiting for that."""
+    if epoch != state.epoch or not state.pausing or state.awaited or state.phase is not Phase.PREPARING:
+        return state, []
+    return _decide(replace(state, pausing=False))
 
 
 def _decide(state: State) -> Turn:
@@ -135,7 +161,7 @@ def _choose(state: State, reason: str = "") -> ChooseBase:
 def base_recorded(state: State, plan: m.Plan, attempt: int) -> Turn:
     """The base record stands. If a member was lost meanwhile, the round goes on from there."""
     state = replace(state, plan=plan, recording=False)
-    if state.awaited:
+    if state.awaited or state.pausing:
         return state, []
     return _train(state, attempt) if state.phase is Phase.STARTING else _decide(state)
 
@@ -243,13 +269,17 @@ def fall_back(state: State, directory: str, error: Exception, attempt: int) -> T
 
 
 def fetch_failed(state: State, node: int, address: str, error: Exception, attempt: int) -> Turn:
-    """A member could not get what another one has: another round brings together who is there."""
+    """A member could not get what another one has: another round brings together who is there.
+
+    It pauses, unless a step turns out to have been committed since the round before.
+    """
     peers = [f"node {n}" for n, found in state.found.items() if found.address == address]
     fields = {"node": node, "address": address, "detail": str(error)}
     note = Note("peer", f"node {node} cannot reach {peers[0] if peers else address}", fields)
     if state.phase is Phase.PREPARING:
         return state, [note]
-    return then([note], begin(state, attempt))
+    begun, actions = begin(replace(state, vain=state.vain + 1), attempt)
+    return replace(begun, pausing=True), [note, *actions]
 
 
 def _train(state: State, attempt: int) -> Turn:

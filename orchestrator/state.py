@@ -62,6 +62,8 @@ class State:
     shares: tuple[int, ...] = ()  # ready workers of each member when it was sent off
     awaited: frozenset[int] = frozenset()
     found: Mapping[int, m.Prepared] = field(default_factory=dict)
+    vain: int = 0  # rounds in a row that a failed fetch began before a step was committed
+    pausing: bool = False  # a failed fetch began this round: it goes on when its pause is over
     lead: int | None = None  # the member that the others copy from
     holders: frozenset[int] = frozenset()  # nodes found at work, later those that were sent off together
     base: BaseChosen | None = None

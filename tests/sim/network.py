@@ -40,6 +40,7 @@ class Network:
     def __init__(self, rng: random.Random, failing: float) -> None:
         self.rng = rng
         self.failing = failing
+        self.parted = False  # whether nobody reaches anybody
         self.exchanges: dict[str, PlayedExchange] = {}
         self.transfers: list[Transfer] = []
 
@@ -50,7 +51,7 @@ class Network:
     def _source(self, transfer: Transfer) -> Arrays | Exception | None:
         """What is sent, or why nothing is; None while it is not published."""
         source = self.exchanges.get(transfer.peer)
-        if source is None:
+        if source is None or self.parted:
             return InfrastructureError(f"{transfer.peer} cannot be reached")
         return source.lookup(transfer.key)
 

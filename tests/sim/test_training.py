@@ -106,6 +106,26 @@ def test_an_undisturbed_run_ends_with_the_processes_it_began_with(chosen: range)
         assert set(world.coordinator.state.generations.values()) == {0}
 
 
+def test_nodes_that_live_and_cannot_reach_each_other_try_again_ever_less_often() -> None:
+    """Round after round, each of them in vain; when the network is whole again they end in the same bits."""
+    quiet = Odds(disturbances=0, raising=0, writing_fails=0, commit_fails=0, fetch_fails=0)
+    tried = 0
+    for seed in range(60):
+        world = World(seed, f"parted-{seed}", quiet)
+        if len(world.coordinator.state.nodes) < 2:
+            world.end_attempt(remove=True)
+            continue
+        tried += 1
+        world.network.parted = True
+        while world.now_s < 60:
+            world.turn()
+        rounds = world.coordinator.state.epoch
+        assert 20 <= rounds <= 30, f"seed {seed}: {rounds} rounds in {world.now_s:.0f} s"
+        world.network.parted = False
+        played(world)
+    assert tried > 10
+
+
 @seeds(100)
 def test_damaged_checkpoints_are_left_for_those_before_them(chosen: range) -> None:
     """All memory is gone, and the newest checkpoint is bad."""

@@ -189,6 +189,7 @@ class Coordinator:
         self.answers: deque[Callable[[], e.Event]] = deque()
         self.exits: list[e.Exited] = []
         self.returning: list[int] = []
+        self.pausing: list[e.Pause] = []
         self.parent: Base | None = None
         self.told_epoch = 0
         self.started: set[e.StartProcess] = set()
@@ -221,6 +222,8 @@ class Coordinator:
             options.append(lambda: self.handle(self.exits.pop(0)))
         if self.returning:
             options.append(lambda: self.handle(e.Returned(self.returning.pop(0))))
+        if self.pausing:
+            options.append(self.pause)
         return options
 
     @property
@@ -247,6 +250,12 @@ class Coordinator:
             self.superseded()
             return
         self.heard += [e.Heard(node, event) for event in events]
+
+    def pause(self) -> None:
+        """Time passes until a round's pause is over."""
+        pause = self.pausing.pop(0)
+        self.world.now_s += pause.seconds
+        self.handle(e.PauseOver(pause.epoch))
 
     def superseded(self) -> None:
         """A newer attempt has spoken: this one is over, and says no more."""
@@ -295,6 +304,8 @@ class Coordinator:
             case e.Recover(node):
                 if world.chance(0.7):
                     self.returning.append(node)
+            case e.Pause():
+                self.pausing.append(action)
             case e.Identify():
                 prepare = m.Prepare(
                     place_id=world.place,
@@ -405,6 +416,7 @@ class World:
         self.visible = -1
         self.log: deque[str] = deque(maxlen=150)
         self.happened: Counter[str] = Counter()
+        self.now_s = 0.0  # only pauses take time
         self.attempt = 1
         self.coordinator = Coordinator(self, 1)
         self.coordinator.begin()

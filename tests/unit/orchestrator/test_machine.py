@@ -61,6 +61,7 @@ EXAMPLES: dict[type, list[Any]] = {
     e.Returned: [e.Returned(0), e.Returned(1)],
     e.Draining: [e.Draining(0, "spot", 30.0), e.Draining(1, "spot")],
     e.Waited: [e.Waited()],
+    e.PauseOver: [e.PauseOver(1), e.PauseOver(2)],
     e.Identified: [e.Identified(PREPARE)],
     e.BaseChosen: [
         e.BaseChosen(1, None, None, in_memory=False),
@@ -265,6 +266,8 @@ def any_event(draw: st.DrawFn) -> Any:
     event = draw(st.sampled_from(EXAMPLES[kind]))
     if isinstance(event, e.Begin):
         return e.Waited()
+    if isinstance(event, e.PauseOver):
+        return e.PauseOver(draw(st.integers(1, 4)))
     if not isinstance(event, typing.get_args(m.Event)):
         return event
     changes = {}
@@ -381,6 +384,8 @@ def test_answers_that_fit_lead_to_training_whatever_comes_between(data: st.DataO
                     answers.append(e.BaseChosen(epoch, None, None, in_memory=False))
                 case e.RecordBase():
                     answers.append(e.Based(PLAN))
+                case e.Pause(epoch):
+                    answers.append(e.PauseOver(epoch))
 
     if first.phase is not Phase.TRAINING:
         state = State()
@@ -771,6 +776,73 @@ def test_a_peer_that_cannot_be_read_from_is_a_reason_for_another_round() -> None
     assert (state.phase, state.epoch) == (Phase.PREPARING, 2)
     again = m.PeerFailed("h:1", InfrastructureError("refused"), 1)
     assert after(again, state=state, node=0) == (state, []), "the other one's complaint is late"
+
+
+def in_vain(state: State, step: int, *nodes: int) -> tuple[State, list[Any]]:
+    """The first node cannot reach its peer; in the round that follows the nodes hold a step."""
+    refused = m.PeerFailed("h:1", InfrastructureError("refused"), state.epoch)
+    state, _ = after(refused, state=state, node=nodes[0])
+    return at_rest(state, dict.fromkeys(nodes, m.Found(ATTEMPT, step, {}, 1)))
+
+
+def goes_on(state: State, step: int) -> State:
+    """The pause of a round is over, and its lead holds the state."""
+    state, actions = after(e.PauseOver(state.epoch), state=state)
+    assert tells(actions) == [m.Adopt()]
+    return after(m.Started(step, state.epoch), state=state, node=state.lead or 0)[0]
+
+
+def test_rounds_that_follow_each_other_without_a_step_pause_for_ever_longer() -> None:
+    state, pauses = trains(joined(TWO, 2)), []
+    for _ in range(10):
+        state, actions = in_vain(state, 0, 0, 1)
+        assert tells(actions) == [], "the members stay at rest"
+        (pause,) = of(actions, e.Pause)
+        assert pause.epoch == state.epoch
+        pauses.append(pause.seconds)
+        state = goes_on(state, 0)
+    assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 3.2, 3.2, 3.2])
+
+
+def test_a_round_after_a_committed_step_starts_at_once_and_pauses_are_short_again() -> None:
+    state = trains(joined(TWO, 2))
+    for _ in range(5):
+        state = goes_on(in_vain(state, 0, 0, 1)[0], 0)
+    state, actions = in_vain(state, 1, 0, 1)
+    assert tells(actions) == [m.Adopt()]
+    state, _ = after(m.Started(1, state.epoch), state=state, node=0)
+    _, actions = in_vain(state, 1, 0, 1)
+    assert [pause.seconds for pause in of(actions, e.Pause)] == [0.05]
+
+
+def test_nodes_that_cannot_reach_each_other_from_the_beginning_pause_too() -> None:
+    state, _ = at_rest(joined(TWO, 2))
+    state, _ = after(e.BaseChosen(1, None, None, in_memory=False), m.Started(0, 1), state=state)
+    state, actions = in_vain(state, 0, 1, 0)
+    assert [pause.seconds for pause in of(actions, e.Pause)] == [0.05]
+    assert of(after(e.PauseOver(state.epoch), state=state)[1], e.ChooseBase)
+
+
+def test_the_end_of_an_older_pause_or_of_one_that_has_not_begun_has_no_effect() -> None:
+    state, _ = in_vain(trains(joined(TWO, 2)), 0, 0, 1)
+    assert after(e.PauseOver(state.epoch - 1), state=state) == (state, [])
+    refused = m.PeerFailed("h:1", InfrastructureError("refused"), state.epoch + 1)
+    state, _ = after(refused, state=goes_on(state, 0), node=1)
+    assert after(e.PauseOver(state.epoch), state=state) == (state, []), "they are not at rest yet"
+
+
+def test_the_loss_of_a_member_ends_the_pause() -> None:
+    state, _ = in_vain(trains(joined(TWO, 2)), 0, 0, 1)
+    state, _ = after(e.NodeLost(1, "silent"), state=state)
+    _, actions = at_rest(state, {0: m.Found(ATTEMPT, 0, {}, 1)})
+    assert tells(actions) == [m.Adopt()], "whoever is left has nobody to reach"
+
+
+def test_a_signal_ends_the_pause() -> None:
+    paused, _ = in_vain(trains(joined(TWO, 2)), 0, 0, 1)
+    state, actions = after(e.Signalled(Status.PREEMPTED, 30.0), state=paused)
+    assert tells(actions) == [m.Adopt()]
+    assert after(e.PauseOver(state.epoch), state=state) == (state, []), "it was over before"
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------
