@@ -112,7 +112,7 @@ $(BENCH_VENV)/.installed: Makefile
 	@python=$$($(find_python)) && $$python -m venv $(BENCH_VENV)
 	@echo "installing the peers of the benchmarks into $(BENCH_VENV)"
 	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile \
-		numpy torch==2.13.0 jax orbax-checkpoint zarr safetensors 'ray==2.60.0' pandas pyarrow
+		numpy torch==2.13.0 jax orbax-checkpoint zarr safetensors 'ray[train]==2.60.0'
 	@touch $@
 
 $(SERVERS)/.installed: tests/integration/azurite/package-lock.json

@@ -104,7 +104,8 @@ def _ray_train(options: argparse.Namespace) -> Rows:
         row = json.loads(line)
         found[row.get("metric", "error")] = row.get("value", row.get("error"))
     if "gap_s" not in found:
-        return [("Ray Train v2", f"failed: {found.get('error')}")]
+        why = done.stderr.strip().rpartition("\n")[2]
+        return [("Ray Train v2", f"failed: {found.get('error')}: {why}")]
     return [
         ("Ray Train v2: kill to the next step", f"{found['gap_s']:.1f} s"),
         ("Ray Train v2: steps lost, with a checkpoint every 50", f"{found['steps_lost']:.0f}"),
