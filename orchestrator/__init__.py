@@ -24,6 +24,7 @@ def run(
     workers: int | tuple[int, int],
     runtime: str = "ray",
     nodes: int = 1,
+    standby: int = 0,
     address: str | None = None,
     cpus_per_worker: float = 1.0,
     take_over: bool = False,
@@ -33,7 +34,8 @@ def run(
 
     `workers` may be (fewest, most). `runtime` is "ray" (at `address`, else RAY_ADDRESS, else a local Ray) or
     "process" (subprocesses of this machine). Workers are spread over `nodes` nodes at least, if there are so
-    many; the process runtime plays them. Progress goes to standard error unless `observer` is given.
+    many; the process runtime plays them. On each node `standby` more, which on Ray take CPUs too, take over
+    at once when one dies. Progress goes to standard error unless `observer` is given.
 
     Returns how the run stands: done, or preempted or interrupted by a signal, with a checkpoint. Raises an
     error of `storage.errors` if the job failed or could not begin.
@@ -48,6 +50,7 @@ def run(
         run_dir=os.fspath(run_dir),
         workers=workers,
         nodes=nodes,
+        standby=standby,
         runtime=runtime,
         address=address,
         cpus_per_worker=cpus_per_worker,

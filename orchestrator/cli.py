@@ -153,6 +153,12 @@ def run(
         typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
     ] = None,
     nodes: Annotated[int, typer.Option(metavar="N", help="Nodes to spread over at least.")] = 1,
+    standby: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Workers more per node, to take over when one dies; on Ray they take CPUs too."
+        ),
+    ] = 0,
     autoscale: Annotated[
         bool, typer.Option("--autoscale", help="Ask Ray's autoscaler for room for all workers.")
     ] = False,
@@ -188,6 +194,7 @@ def run(
         run_dir=run_dir,
         workers=wanted,
         nodes=nodes,
+        standby=standby,
         autoscale=autoscale,
         grace_s=grace_period,
         runtime=runtime,

@@ -76,9 +76,16 @@ class Settings:
     most: int
     microbatches: int
     nodes: int = 1
+    standby: int = 0
+    """Workers more on each node, which take over when one dies."""
+
     token: str = ""
     grace_s: float | None = None
     """Seconds from SIGTERM to the end of this process."""
+
+    def with_standby(self, workers: int) -> int:
+        """How many workers there should be room for, so that so many compute."""
+        return workers + self.standby * self.nodes
 
 
 class Coordinator:
@@ -138,10 +145,8 @@ class Coordinator:
                 self._records.keep(strict=True)
                 self._requests = Requests(self._run)
                 self._records.follow(self.sign, self._look_for_requests)
-                self._places = dict(self._runtime.places(self._settings.most))
-                self._handle(
-                    e.Begin(self._settings.least, self._settings.most, self._places, self._settings.nodes)
-                )
+                self._places = dict(self._runtime.places(self._settings.with_standby(self._settings.most)))
+                self._handle(self._begin())
                 while self.state.phase is not Phase.ENDED:
                     self._turn()
             except HoldfastError as error:
@@ -150,6 +155,10 @@ class Coordinator:
                 self._end()
         self._tell_end()
         return self.state
+
+    def _begin(self) -> e.Begin:
+        asked = self._settings
+        return e.Begin(asked.least, asked.most, self._places, asked.nodes, asked.standby)
 
     def _tell_end(self) -> None:
         """Into the journal only: whoever started the attempt says how it ended."""
@@ -206,7 +215,7 @@ class Coordinator:
         if now - self._looked_at < PLACES_S:
             return
         self._looked_at = now
-        places = dict(self._runtime.places(self.state.most))
+        places = dict(self._runtime.places(self._settings.with_standby(self.state.most)))
         if places.keys() != self._places.keys() or any(
             places[node].workers != self._places[node].workers for node in places
         ):
@@ -220,9 +229,10 @@ class Coordinator:
             return
         last = min(mine, key=lambda progress: progress.step)
         workers = sum(progress.workers for progress in progresses.values())
+        standby = sum(progress.standby for progress in progresses.values())
         step = max(self._progress.step, last.step)
         metrics = last.metrics if last.step == step else self._progress.metrics
-        self._progress = m.Progress(step, metrics, workers)
+        self._progress = m.Progress(step, metrics, workers, standby)
 
     def _keep_track(self, event: e.Event) -> None:
         """Of which processes there are."""
@@ -537,6 +547,7 @@ class Coordinator:
             "phase": self.state.phase.value,
             "waiting": waiting,
             "workers": 0 if waiting else self._progress.workers,
+            "standby": 0 if waiting else self._progress.standby,
             "nodes": 0 if waiting else len([n for n in self.state.members if n in self.state.nodes]),
             "scaled": self._scaled,
             "processes": [

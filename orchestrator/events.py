@@ -41,12 +41,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Start the attempt with between `least` and `most` workers, over at least `over` of these nodes."""
+    """Start the attempt with between `least` and `most` workers, over at least `over` of these nodes.
+
+    On each node that is used, `standby` more workers wait for one that computes to die.
+    """
 
     least: int
     most: int
     places: Mapping[int, Place] = field(default_factory=lambda: {0: Place(1 << 20)})
     over: int = 1
+    standby: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,9 @@ class Request:
     nodes: int = 1
     """Nodes to spread the workers over, if there are so many; the process runtime plays them."""
 
+    standby: int = 0
+    """Workers more on each node, ready to take over when one dies."""
+
     autoscale: bool = False
     """Whether Ray's autoscaler is asked for room for all workers."""
 
@@ -83,6 +86,8 @@ class Request:
             )
         if self.nodes < 1:
             raise ConfigurationError(f"--nodes {self.nodes}: give 1 or more")
+        if not isinstance(self.standby, int) or isinstance(self.standby, bool) or self.standby < 0:
+            raise ConfigurationError(f"--standby {self.standby}: give a whole number, 0 or more")
         if not self.cpus_per_worker >= 0:
             raise ConfigurationError(f"{self.cpus_per_worker} CPUs per worker: give a number of at least 0")
 
@@ -130,6 +135,7 @@ class _Execution:
             most,
             microbatches,
             nodes=request.nodes,
+            standby=request.standby,
             token=succession.secret(),
             grace_s=request.grace_s,
         )
@@ -259,7 +265,8 @@ class _Execution:
         paid = ledger.coordinators if ledger.invocation == succession.invocation() else 0
         cause, _ = succession.last_death()
         killed = InfrastructureError(f"the coordinator was {cause}")
-        at_work = any(place.alive is not None for place in runtime.places(self._settings.most).values())
+        places = runtime.places(self._settings.with_standby(self._settings.most))
+        at_work = any(place.alive is not None for place in places.values())
         notes: list[Note] = []
         decision: Decision | None = None
         for death in range(paid, succession.predecessors()):

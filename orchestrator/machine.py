@@ -47,8 +47,9 @@ def transition(state: State, event: Event, attempt: int) -> Turn:
         return state, []
     _check_legal(state, event)
     match event:
-        case Begin(least, most, places, over):
-            return nodes.place(replace(state, least=least, most=most, places=places, over=over), attempt)
+        case Begin(least, most, places, over, standby):
+            begun = replace(state, least=least, most=most, places=places, over=over, standby=standby)
+            return nodes.place(begun, attempt)
         case Available(places):
             return nodes.places_changed(state, places, attempt)
         case Scaled(least, most):

@@ -1,4 +1,4 @@
-"""Which workers are on which node, and which microbatches a node computes. Pure."""
+"""Which workers are on which node, how many stand by, and which microbatches a node computes. Pure."""
 
 from __future__ import annotations
 
@@ -36,12 +36,25 @@ def spread(wanted: int, room: Mapping[int, int]) -> dict[int, int]:
     return count
 
 
-def assign(wanted: int, room: Mapping[int, int], now: Mapping[int, int]) -> dict[int, int]:
-    """Which rank is on which node, given where ranks are `now`: nobody moves who need not.
+def staff(
+    wanted: int, standby: int, room: Mapping[int, int], least: int, now: Iterable[int]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """How many workers compute on each node that is used, and how many it has with those that stand by.
+
+    On each node up to `standby` do, where those that compute leave room for them: more nodes are used for
+    their sake, but nobody computes less. The other arguments are those of `choose`.
+    """
+    usable = {node: min(each, max(1, each - standby)) for node, each in room.items()}
+    active = spread(wanted, {node: room[node] for node in choose(wanted, usable, least, now)})
+    return active, {n: min(room[n], count + standby) if count else 0 for n, count in active.items()}
+
+
+def assign(counts: Mapping[int, int], now: Mapping[int, int]) -> dict[int, int]:
+    """Which rank is on which node: each has so many, and of those that are there `now` nobody moves in vain.
 
     A rank that has to leave its node is not at once another's.
     """
-    count = spread(wanted, room)
+    count = dict(counts)
     kept: dict[int, int] = {}
     for rank, node in sorted(now.items()):
         if count.get(node, 0) > 0:

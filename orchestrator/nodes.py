@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import ending, reports, rounds
 from orchestrator.events import Abandon, Action, Identify, Note, Place, Recover, StartProcess, Status, Tell
 from orchestrator.failures import GONE, died
-from orchestrator.membership import assign, choose
+from orchestrator.membership import assign, staff
 from orchestrator.state import Phase, failed, tell, then, without
 from storage.errors import HoldfastError, InfrastructureError, UserCodeError
 from workers import messages as m
@@ -40,10 +40,11 @@ def place(state: State, attempt: int) -> Turn:
         if place.alive is not None and ("agent", node) not in state.generations
     }
     holders = state.holders | found
-    room = choose(state.most, room, state.over, {*state.workers.values(), *holders})
-    ranks = assign(state.most, room, state.workers)
+    used = {*state.workers.values(), *holders}
+    active, staffed = staff(state.most, state.standby, room, state.over, used)
+    ranks = assign(staffed, state.workers)
     wanted = {*ranks.values()}
-    actions: list[Action] = _room_notes(state, len(ranks))
+    actions: list[Action] = _room_notes(state, active, staffed)
     for rank, node in state.workers.items():
         if ranks.get(rank) != node and node in wanted:
             actions.append(Tell(node, m.Dismiss(rank)))
@@ -62,6 +63,9 @@ def place(state: State, attempt: int) -> Turn:
         actions += [StartProcess(node, *agent, generations[agent]), Tell(node, m.Greet(attempt, node))]
         if generations[agent] != alive:
             actions.append(StartProcess(node, *writer, generations[writer]))
+    for node in sorted(wanted) if state.standby else ():
+        if node in fresh or active[node] != state.active.get(node):
+            actions.append(Tell(node, m.Activate(active[node])))
     placed = replace(state, greeted=state.greeted - {*fresh}, generations=generations)
     for rank, node in ranks.items():
         if state.workers.get(rank) == node:
@@ -74,11 +78,12 @@ def place(state: State, attempt: int) -> Turn:
     placed = replace(
         placed,
         workers=ranks,
+        active=active,
         nodes=state.nodes | {*fresh},
         described=state.described - {*fresh},
         ready=ready,
         holders=holders,
-        lacking=state.most - len(ranks),
+        lacking=state.most - sum(active.values()),
     )
     return then(actions, rounds.settle(placed, attempt))
 
@@ -89,8 +94,18 @@ def unheard(state: State, node: int) -> bool:
     return found and node not in state.greeted
 
 
-def _room_notes(state: State, workers: int) -> list[Action]:
+def _room_notes(state: State, active: Mapping[int, int], staffed: Mapping[int, int]) -> list[Action]:
     """What the user is told where there is not room for all workers, or is again."""
+    workers = sum(active.values())
+    notes = _room_to_compute(state, workers)
+    room, wanted = sum(staffed.values()) - workers, state.standby * sum(map(bool, active.values()))
+    if room < wanted and (not state.active or room != len(state.workers) - sum(state.active.values())):
+        text = f"there is room for {room} of {wanted} workers to stand by"
+        notes.append(Note("resources", text, {"standby": room, "wanted": wanted}))
+    return notes
+
+
+def _room_to_compute(state: State, workers: int) -> list[Action]:
     fields = {"workers": workers, "wanted": state.most}
     if workers >= state.most:
         text = f"there is room for all {state.most} workers again"

@@ -32,7 +32,7 @@ def _joinable(state: State) -> tuple[int, ...]:
 
 def _shares(state: State, members: Iterable[int]) -> tuple[int, ...]:
     ready = [node for rank, node in state.workers.items() if ("worker", rank) in state.ready]
-    return tuple(ready.count(node) for node in members)
+    return tuple(min(ready.count(node), state.active[node]) if node in ready else 0 for node in members)
 
 
 def settle(state: State, attempt: int) -> Turn:

@@ -40,6 +40,7 @@ class State:
     least: int = 1
     most: int = 1
     over: int = 1  # nodes at least, if there are so many
+    standby: int = 0  # workers more on each node, if there is room
     # Nodes and processes
     places: Mapping[int, Place] = field(default_factory=dict)
     down: frozenset[int] = frozenset()  # lost, and not returned
@@ -48,6 +49,7 @@ class State:
     greeted: frozenset[int] = frozenset()
     described: frozenset[int] = frozenset()
     workers: Mapping[int, int] = field(default_factory=dict)  # rank -> node
+    active: Mapping[int, int] = field(default_factory=dict)  # node -> how many of its workers compute
     generations: Mapping[Key, int] = field(default_factory=dict)
     ready: frozenset[Key] = frozenset()
     lacking: int = 0  # workers that there is no room for
@@ -59,7 +61,7 @@ class State:
     epoch: int = 0
     older_epoch: int = 0  # the highest that an agent was told of by an earlier coordinator
     members: tuple[int, ...] = ()
-    shares: tuple[int, ...] = ()  # ready workers of each member when it was sent off
+    shares: tuple[int, ...] = ()  # workers of each member that were ready to compute when it was sent off
     awaited: frozenset[int] = frozenset()
     found: Mapping[int, m.Prepared] = field(default_factory=dict)
     vain: int = 0  # rounds in a row that a failed fetch began before a step was committed
@@ -119,6 +121,7 @@ def without(state: State, node: int) -> State:
         greeted=state.greeted - {node},
         described=state.described - {node},
         workers={rank: other for rank, other in state.workers.items() if other != node},
+        active={other: count for other, count in state.active.items() if other != node},
         ready=state.ready - gone,
         holders=state.holders - {node},
     )

@@ -112,6 +112,8 @@ def _what_runs(beat: Mapping[str, Any], *, succeeded: bool) -> str:
         return f"waiting {left_s:.0f} s before restart {which}: {waiting.get('cause')}"
     nodes, workers = beat.get("nodes"), beat["workers"]
     where = f"on {_many(nodes, 'node')} with {_many(workers, 'worker')}"
+    if beat.get("standby"):
+        where += f" and {beat['standby']} standing by"
     match beat.get("phase"):
         case "joining":
             return "starting: waiting for its workers to load the job"

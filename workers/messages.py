@@ -139,6 +139,13 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True)
+class Activate:
+    """Have so many workers compute; the others stand by for one of them to be lost. Not told: all compute."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dismiss:
     """Let a worker finish what it is doing, and end it."""
 
@@ -163,7 +170,19 @@ class Close:
 
 
 Command: TypeAlias = (
-    Greet | Prepare | Initialise | Restore | Adopt | Copy | Replay | Train | Dismiss | Settled | Stop | Close
+    Greet
+    | Prepare
+    | Initialise
+    | Restore
+    | Adopt
+    | Copy
+    | Replay
+    | Train
+    | Activate
+    | Dismiss
+    | Settled
+    | Stop
+    | Close
 )
 
 
@@ -413,3 +432,5 @@ class Progress:
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     workers: int = 0
+    standby: int = 0
+    """Ready workers that stand by, beside those that compute."""

@@ -22,6 +22,7 @@ from workers.barrier import Assignment, Barrier
 from workers.deadlines import START_S, Deadlines
 from workers.links import Links
 from workers.messages import (
+    Activate,
     Adopt,
     CheckpointSkipped,
     Command,
@@ -155,6 +156,7 @@ class Training:
         self._events: list[Event] = []
         self._joined: dict[int, Peer] = {}
         self._workers: dict[int, Peer] = {}  # ready ones
+        self._active: int | None = None  # how many of them compute; None: all
         self._writers: dict[int, Peer] = {}  # ready ones; more than one only if one is about to end
         self._description: dict[str, Any] | None = None
         self._prepare: Prepare | None = None
@@ -212,7 +214,8 @@ class Training:
 
     def progress(self) -> Progress:
         """Where training is."""
-        return Progress(self._step, self._metrics, len(self._workers))
+        active = len(self._workers) if self._active is None else min(self._active, len(self._workers))
+        return Progress(self._step, self._metrics, active, len(self._workers) - active)
 
     def release(self, *, remove_arena: bool) -> None:
         """The end: everybody has left. Deletes the shared memory if nobody will resume from it.
@@ -253,6 +256,9 @@ class Training:
                     self._replay(address, epoch, step)
                 case Train(plan, stop):
                     self._train(plan, stop)
+                case Activate(count):
+                    self._active = count
+                    self._let_in()
                 case Dismiss(rank):
                     self._dismiss(rank)
                 case Settled(step, committed, tries):
@@ -324,6 +330,7 @@ class Training:
         self._barrier = Barrier(num_slots)
         for peer in [*self._workers.values(), *self._writers.values()]:
             self._admit(peer)
+        self._let_in()
 
     def _restore(self, directory: str) -> None:
         prepare = self._ready_prepare()
@@ -407,6 +414,7 @@ class Training:
         for peer in [*self._workers.values()]:
             if peer.rank == rank:
                 self._let_go(peer)
+        self._let_in()
 
     def _let_go(self, peer: Peer) -> None:
         if peer.id in self._barrier:
@@ -498,6 +506,7 @@ class Training:
         self._events.append(Ready(peer.role, peer.rank, peer.process.pid, peer.generation))
         if self._arena is not None:
             self._admit(peer)
+            self._let_in()
         if peer.role == "writer":
             self._resume_drain()
 
@@ -523,7 +532,18 @@ class Training:
         peer.send("open", arena.path, prepare.seed, prepare.batch_size, prepare.microbatches, prepare.shuffle)
         if self._reduction is not None:
             peer.send("share", self._reduction.memory.path, self._reduction.memory.count)
-        self._send(self._barrier.join(peer.id))
+
+    def _let_in(self) -> None:
+        """Workers that stand by compute at once where there are fewer than there should be."""
+        if self._arena is None:
+            return  # nobody has been shown it
+        idle = self._standing_by()
+        short = len(idle) if self._active is None else max(0, self._active - len(self._barrier.members))
+        for worker in idle[:short]:
+            self._send(self._barrier.join(worker))
+
+    def _standing_by(self) -> list[int]:
+        return [worker for worker in self._workers if worker not in self._barrier]
 
     def lose(self, peer: Peer, cause: str = "") -> None:
         """A peer is dead, or is being killed, for a cause: others do its work."""
@@ -541,6 +561,8 @@ class Training:
             self._report(self._saving.lost(peer.id, _death(peer, cause)))
         elif self._workers.pop(peer.id, None) is not None and peer.id in self._barrier:
             self._disturb()
+            self._barrier.dismiss(peer.id)
+            self._let_in()  # first, to have its share of what the lost one leaves
             item, deaths, assignments = self._barrier.lost(peer.id)
             if item is not None and deaths >= MAX_DEATHS:
                 self._fail(_too_deadly(self._name(item), deaths, cause))
@@ -568,6 +590,9 @@ class Training:
         self._phase = phase
         self._ticket += 1
         self.deadlines.begin()
+        if self._active is not None:
+            for worker in self._barrier.members[self._active :]:
+                self._barrier.leave(worker)  # it stands by
         self._send(self._barrier.begin(items, use_slots=phase is Phase.GRADIENT))
 
     def _send(self, assignments: list[Assignment]) -> None:
@@ -610,7 +635,7 @@ class Training:
 
     def _let_leave(self, peer: Peer) -> None:
         """A worker that was dismissed and has nothing left to do goes."""
-        if peer.id in self._workers and peer.id not in self._barrier.members:
+        if peer.id in self._barrier and peer.id not in self._barrier.members:
             self._let_go(peer)
 
     def _raised(self, peer: Peer, ticket: int, item: int, error: HoldfastError) -> None:
@@ -773,6 +798,9 @@ class Training:
         self._first_maker = self._barrier.makers[item]
         if suspicion.is_sample and not suspicion.makers:
             suspicion.hear(self._ready_arena(), self._barrier.slots[item], self._first_maker)
+        if {*suspicion.makers, self._first_maker}.issuperset(self._barrier.members):
+            for worker in self._standing_by()[:1]:  # who computed it already is no independent judge
+                self._barrier.join(worker)
         self._phase = Phase.REVIEW
         self._ticket += 1
         self.deadlines.begin()

@@ -197,7 +197,7 @@ class Coordinator:
 
     def begin(self) -> None:
         world = self.world
-        self.handle(e.Begin(world.least, world.most, self.places(), world.over))
+        self.handle(e.Begin(world.least, world.most, self.places(), world.over, world.standby))
 
     def places(self) -> dict[int, e.Place]:
         """What the runtime says of nodes; agents that are lost are no longer found."""
@@ -398,6 +398,7 @@ class World:
         self.every = rng.choice([None, 1, 2, 3])
         self.validate_every = rng.choice([None, 1, 2])
         self.validation = rng.choice([0, 3, 9])
+        self.standby = rng.choice([0, 0, 1, 2])
         self.left = odds.disturbances
         self.up = {*self.room}  # machines that are there
         self.network = Network(rng, odds.fetch_fails)

@@ -37,6 +37,7 @@ PLAN = m.Plan(attempt=ATTEMPT, epoch=0, url="u", steps=9, checkpoint_every=1, va
 BASE = Base(step=5, attempt=1)
 ONE = {0: Place(4)}
 TWO = {0: Place(1), 1: Place(1)}
+ROOMY = {0: Place(4), 1: Place(4)}
 THREE = {0: Place(1), 1: Place(1), 2: Place(1)}
 FOUND = m.Found(1, 5, {})
 
@@ -150,9 +151,11 @@ def of(actions: list[Any], kind: type) -> list[Any]:
     return [action for action in actions if isinstance(action, kind)]
 
 
-def joined(places: dict[int, Place], workers: int, least: int = 1, over: int | None = None) -> State:
+def joined(
+    places: dict[int, Place], workers: int, least: int = 1, over: int | None = None, standby: int = 0
+) -> State:
     """All nodes are greeted, know the job, and their workers are ready: the first round has begun."""
-    state, _ = after(e.Begin(least, workers, places, len(places) if over is None else over))
+    state, _ = after(e.Begin(least, workers, places, len(places) if over is None else over, standby))
     state, _ = after(e.Identified(PREPARE), state=state)
     for node in sorted(state.nodes):
         state, _ = after(m.Greeted((), ATTEMPT), m.Described(DESCRIPTION), state=state, node=node)
@@ -286,6 +289,7 @@ STATES = [
     joined(THREE, 3),
     trains(joined(TWO, 2)),
     trains(joined(THREE, 3)),
+    trains(joined(ROOMY, 2, standby=1)),
 ]
 
 
@@ -448,6 +452,44 @@ def test_what_there_is_no_room_for_is_told_and_started_when_there_is() -> None:
     assert started("worker", 1, node=1) in actions
     assert len(state.workers) == 4
     assert any("room for all 4" in note.text for note in of(actions, e.Note))
+
+
+def test_workers_that_stand_by_are_started_beside_those_that_compute() -> None:
+    _, actions = after(e.Begin(1, 2, {0: Place(4)}, 1, 1))
+    assert [a.rank for a in of(actions, e.StartProcess) if a.role == "worker"] == [0, 1, 2]
+    assert tells(actions) == [m.Greet(ATTEMPT, 0), m.Activate(2)]
+    assert not of(actions, e.Note)
+
+
+def test_where_there_is_room_for_nobody_to_stand_by_that_is_told_once() -> None:
+    state, actions = after(e.Begin(1, 4, {0: Place(4)}, 1, 1))
+    assert [note.text for note in of(actions, e.Note)] == ["there is room for 0 of 1 workers to stand by"]
+    _, actions = after(e.Available({0: Place(4, 1)}), state=state)
+    assert not of(actions, e.Note)
+
+
+def test_who_stands_by_has_no_microbatches_and_is_missed_by_no_round() -> None:
+    state = trains(joined(ROOMY, 2, standby=1))
+    assert [*state.workers.values()] == [0, 0, 1, 1]
+    assert state.shares == (1, 1)
+    for node, rank in ((0, 0), (0, 1)):
+        state, actions = after(m.Lost("worker", rank, 200 + rank, True, 3, "update"), state=state, node=node)
+        assert of(actions, e.StartProcess) == [started("worker", rank, 1, node)]
+        assert state.phase is Phase.TRAINING
+    state, actions = after(m.Ready("worker", 0, 300, 1), m.Ready("worker", 1, 301, 1), state=state)
+    assert (state.phase, state.shares) == (Phase.TRAINING, (1, 1))
+
+
+def test_a_node_is_told_how_many_compute_when_that_changes_and_when_it_is_started_again() -> None:
+    state, actions = after(e.Scaled(1, 4), state=trains(joined(ROOMY, 2, standby=1)))
+    assert tells(actions) == [m.Activate(2), m.Activate(2)]
+    assert [(a.node, a.rank) for a in of(actions, e.StartProcess)] == [(0, 4), (1, 5)]
+    state, actions = after(e.Scaled(1, 2), state=state)
+    assert [c for c in tells(actions) if not isinstance(c, m.Dismiss)] == [m.Activate(1), m.Activate(1)]
+    assert sorted(c.rank for c in tells(actions) if isinstance(c, m.Dismiss)) == [4, 5]
+    state, _ = after(e.NodeLost(1, "silent"), state=state)
+    state, actions = after(e.Returned(1), state=state)
+    assert tells(actions, 1) == [m.Greet(ATTEMPT, 1), m.Activate(1)]
 
 
 def test_the_first_round_waits_for_all_nodes_or_until_nobody_waits_any_more() -> None:

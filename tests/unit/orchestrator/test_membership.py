@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.membership import assign, choose, spans, spread
+from orchestrator.membership import assign, choose, spans, spread, staff
 
 ROOM = st.dictionaries(st.integers(0, 6), st.integers(0, 5), max_size=6)
 WANTED = st.integers(0, 12)
@@ -48,8 +48,8 @@ def test_workers_are_spread_as_evenly_as_there_is_room(wanted: int, room: dict[i
 
 @given(WANTED, ROOM, st.dictionaries(st.integers(0, 12), st.integers(0, 6), max_size=8))
 def test_nobody_moves_who_need_not(wanted: int, room: dict[int, int], now: dict[int, int]) -> None:
-    ranks = assign(wanted, room, now)
     count = spread(wanted, room)
+    ranks = assign(count, now)
     assert {node: [*ranks.values()].count(node) for node in room} == count
     assert list(ranks) == sorted(ranks)
     for rank, node in now.items():
@@ -62,9 +62,34 @@ def test_nobody_moves_who_need_not(wanted: int, room: dict[int, int], now: dict[
 
 @given(WANTED, ROOM)
 def test_an_assignment_is_its_own_continuation(wanted: int, room: dict[int, int]) -> None:
-    ranks = assign(wanted, room, {})
+    count = spread(wanted, room)
+    ranks = assign(count, {})
     assert list(ranks) == list(range(len(ranks)))
-    assert assign(wanted, room, ranks) == ranks
+    assert assign(count, ranks) == ranks
+
+
+@given(WANTED, st.integers(0, 3), ROOM, st.integers(1, 6), st.sets(st.integers(0, 6)))
+def test_who_stands_by_takes_no_room_from_who_computes(
+    wanted: int, standby: int, room: dict[int, int], least: int, now: set[int]
+) -> None:
+    active, staffed = staff(wanted, standby, room, least, now)
+    assert sum(active.values()) == min(wanted, sum(room.values()))
+    for node, count in active.items():
+        assert staffed[node] == (min(room[node], count + standby) if count else 0)
+
+
+@given(WANTED, ROOM, st.integers(1, 6), st.sets(st.integers(0, 6)))
+def test_without_standby_only_those_are_there_who_compute(
+    wanted: int, room: dict[int, int], least: int, now: set[int]
+) -> None:
+    active, staffed = staff(wanted, 0, room, least, now)
+    assert active == staffed == spread(wanted, choose(wanted, room, least, now))
+
+
+def test_more_nodes_are_used_where_one_has_no_room_for_who_stands_by() -> None:
+    assert staff(4, 1, {0: 4, 1: 4}, 1, []) == ({0: 2, 1: 2}, {0: 3, 1: 3})
+    assert staff(4, 1, {0: 4}, 1, []) == ({0: 4}, {0: 4}), "there are none"
+    assert staff(3, 1, {0: 4, 1: 4}, 1, []) == ({0: 3}, {0: 4})
 
 
 @given(st.integers(0, 40), st.lists(st.integers(0, 6), min_size=1, max_size=6).filter(any))
