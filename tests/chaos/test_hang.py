@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.harness import Progress, latest, signal_all
+from tests.integration.harness import Progress, journal, latest, signal_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,12 +23,6 @@ PHASES = ("forward", "backward", "reduce", "update")
 TIMEOUT_S = 1.0
 WIDE = {"hidden": 16384, "timeout_s": TIMEOUT_S}
 """So many parameters that the segment of each worker is updated in several blocks."""
-
-
-def journal(run_dir: Path) -> list[dict[str, Any]]:
-    """All that the attempts have written down."""
-    files = sorted((run_dir / "journal").glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def causes(run_dir: Path) -> list[str]:

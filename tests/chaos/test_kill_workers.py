@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.harness import Progress, latest, signal_all
+from tests.integration.harness import Progress, journal, latest, signal_all
 
 if TYPE_CHECKING:
     from tests.conftest import Reference
@@ -86,6 +86,30 @@ def test_all_workers_killed_at_once_are_replaced(place: Place, reference: Refere
     assert len(workers) == 3, f"3 workers expected{run.outcome()}"
     assert signal_all(workers, signal.SIGKILL) == 3
     assert_nothing_lost(run.wait(), 3, reference(steps=150)["state_digest"])
+    place.assert_nothing_left()
+
+
+def test_where_all_that_compute_are_killed_who_stands_by_commits_the_next_step(
+    place: Place, reference: Reference
+) -> None:
+    """Those that are started in their place take seconds to load the job; it goes on before."""
+    progress = Progress(place.root / "progress")
+    settings = {"delay_s": 0.01, "load_s": 2.0, "progress": progress}
+    run = place.begin(workers=2, steps=250, settings=settings, more=["--standby", "1"])
+    run.until(lambda: progress.steps > 5, "training")
+    run.until(lambda: "standing by" in place.cli("status", "run").stdout, "a worker that stands by")
+    assert "on 1 node with 2 workers and 1 standing by" in place.cli("status", "run").stdout
+    workers = run.processes("worker")
+    assert len(workers) == 3, str(run.outcome())
+    before = {each: each.num_ctx_switches().voluntary for each in workers}
+    time.sleep(0.5)
+    computing = sorted(workers, key=lambda w: w.num_ctx_switches().voluntary - before[w])[1:]
+    assert signal_all(computing, signal.SIGKILL) == 2
+    assert_nothing_lost(run.wait(), 2, reference(steps=250)["state_digest"])
+    kinds = [entry["kind"] for entry in journal(place.root / "run")]
+    after = kinds[kinds.index("lost") :]
+    assert after.index("recovered") < after.index("ready"), after
+    assert after.count("ready") == 2, "both are replaced"
     place.assert_nothing_left()
 
 

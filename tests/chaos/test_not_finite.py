@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.integration.harness import journal
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -18,9 +20,7 @@ pytestmark = pytest.mark.chaos
 
 def entries(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """What the journals say of this kind."""
-    files = sorted((run_dir / "journal").glob("*.jsonl"))
-    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return [entry for entry in found if entry["kind"] == kind]
+    return [entry for entry in journal(run_dir) if entry["kind"] == kind]
 
 
 @pytest.mark.parametrize("workers", [1, 3])

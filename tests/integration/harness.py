@@ -75,6 +75,7 @@ def job(
     seed: int = 0,
     shift: float = 0.0,
     delay_s: float = 0.0,
+    load_s: float = 0.0,
     progress: str = "",
     timeout_s: float | None = None,
     store_timeout_s: float | None = None,
@@ -99,6 +100,7 @@ def job(
             return super().take(indices)
 
     def data():
+        time.sleep(load_s)
         rng = np.random.default_rng(42)
         y = rng.integers(0, 4, 250)
         x = rng.standard_normal((250, 16)) + 0.5 * y[:, None] + shift
@@ -258,6 +260,12 @@ def latest(run_dir: Path) -> Saved:
     complete = [each for each in saved(run_dir) if each.complete]
     assert complete, f"no complete checkpoint in {run_dir}: {saved(run_dir)}"
     return complete[-1]
+
+
+def journal(run_dir: Path) -> list[dict[str, Any]]:
+    """All that the attempts have written down, in order."""
+    files = sorted((run_dir / "journal").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def arrays(run_dir: Path) -> dict[str, Any]:

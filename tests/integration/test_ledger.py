@@ -9,11 +9,9 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from tests.integration.harness import COUNTER, TINY, Progress, alive, wait_for
+from tests.integration.harness import COUNTER, TINY, Progress, alive, journal, wait_for
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import psutil
 
     from tests.conftest import Reference
@@ -401,11 +399,6 @@ def test_memory_of_yesterdays_runs_is_removed_when_another_one_starts(place: Pla
     place.run("tiny.py", "other-again", steps=10).done()
     assert place.memory() == []
     place.assert_nothing_left(sockets=False)
-
-
-def journal(path: Path) -> list[dict[str, Any]]:
-    files = sorted(path.glob("journal/*.jsonl"))
-    return [json.loads(line) for each in files for line in each.read_text().splitlines()]
 
 
 def test_details_are_in_the_journal_with_the_times_of_a_clock_that_nobody_sets(place: Place) -> None:
