@@ -702,7 +702,7 @@ def test_workers_that_stand_by_go_on_where_nobody_comes_in_the_place_of_the_dead
         sim = Sim(seed, f"run-{seed}", Odds(kill=0.01))
         sim.num_workers, sim.standby, sim.replaces_workers = 1 + seed % 2, 2, False
         sim.microbatches, sim.steps, sim.kills_left = 4, 6, 2
-        assert played(sim).state.status is machine.Status.DONE
+        assert played(sim).state.status is events.Status.DONE
         deaths = [line for line in sim.log if line.startswith("worker") and "is killed" in line]
         seen.update(line.rpartition("Phase.")[2] for line in deaths)
     for phase in ("GRADIENT", "UPDATE", "EVALUATE"):
