@@ -41,11 +41,17 @@ class _Agent:
 
     name: str
     since: float
+    found: bool
+    pid: int | None = None  # of the process that is connected to, where that can be told
     telling: Channel | None = None
     listening: Channel | None = None
     asked_at: float | None = None
     heard: bool = False
     outgoing: list[Command] = field(default_factory=list)
+
+    def may_be(self, child: _Child) -> bool:
+        """Whether it is this subprocess; else a dead coordinator had started one of its name just before."""
+        return child.role == "agent" and self.pid in (None, child.process.pid)
 
 
 @dataclass(slots=True)
@@ -74,20 +80,23 @@ class ProcessRuntime:
         self._agents: dict[int, _Agent] = {}
         self._children: list[_Child] = []
         self._progress: dict[int, Progress] = {}
-        self._found = _listening(invocation)
+        self._found: dict[int, int] = {}
         self._watch = Watch(time.monotonic())
 
     def places(self, wanted: int) -> Mapping[int, Place]:
         """Every node; those with an agent of an earlier coordinator say so."""
+        if not self._agents:  # one that was starting may be at work by now; later ones are our own
+            self._found = _listening(self._invocation)
         return {node: Place(ROOM, node, self._found.get(node)) for node in range(self._nodes)}
 
     def start(self, node: int, role: str, rank: int, generation: int) -> None:
         """Start a subprocess; its standard output goes to our standard error."""
         if role == "agent":
             name = _name(self._invocation, node, generation)
-            self._agents[node] = _Agent(name, time.monotonic())
+            found = self._found.get(node) == generation
+            self._agents[node] = _Agent(name, time.monotonic(), found)
             self._progress.pop(node, None)
-            if self._found.get(node) == generation:
+            if found:
                 return
         if node not in self._agents:
             return  # it has just been lost, as will be told
@@ -153,8 +162,11 @@ class ProcessRuntime:
             address = resolve(agent.name + "-control")
             try:
                 agent.listening, agent.telling = connect(address, 0), connect(address, 0)
-            except TimeoutError:
+            except TimeoutError as error:
+                if agent.found:
+                    raise EOFError("it has ended since it was found") from error
                 return
+            agent.pid = agent.listening.peer_pid()
         assert agent.telling is not None
         if agent.outgoing:
             agent.telling.send("tell", attempt, agent.outgoing)
@@ -182,7 +194,7 @@ class ProcessRuntime:
         self._found.pop(node, None)
         self._progress.pop(node, None)
         for child in self._children:
-            if (child.node, child.role) == (node, "agent"):
+            if child.node == node and agent.may_be(child):
                 with suppress(subprocess.TimeoutExpired):
                     cause = died(_cause(child.process.wait(0.2)))
         return NodeLost(node, cause, detection_s)
@@ -196,7 +208,7 @@ class ProcessRuntime:
             cause = _cause(child.process.returncode)
             if child.role != "agent":
                 events.append(Exited(child.node, child.role, child.rank, child.generation, cause))
-            elif child.node in self._agents:
+            elif child.node in self._agents and self._agents[child.node].may_be(child):
                 events.append(self._lost(child.node, died(cause)))
         return events
 
@@ -232,7 +244,9 @@ def _name(invocation: str, node: int, generation: int) -> str:
 
 def _listening(invocation: str) -> dict[int, int]:
     """The newest agents of this invocation that listen on this machine: node -> generation."""
-    pattern = re.compile(rf"@holdfast-{re.escape(invocation)}-(\d+)-(\d+)-control$", re.MULTILINE)
+    # Of the flags, accepting connections: others are the agents' ends of connections, or do not listen yet.
+    listener = rf" 00010000 \d+ \d+ +\d+ @holdfast-{re.escape(invocation)}-(\d+)-(\d+)-control$"
+    pattern = re.compile(listener, re.MULTILINE)
     found: dict[int, int] = {}
     with suppress(OSError), open("/proc/net/unix", encoding="ascii", errors="replace") as file:
         for node, generation in pattern.findall(file.read()):

@@ -46,6 +46,10 @@ class Channel:
         """The descriptor to wait on."""
         return self.socket.fileno()
 
+    def peer_pid(self) -> int | None:
+        """The process that listens where this end has connected to; None where the system does not tell."""
+        return _credentials(self.socket)[0] if _ABSTRACT else None
+
     def send(self, *message: Any) -> None:
         """Send one message. Raises EOFError when the other end is gone."""
         data = pickle.dumps(message, protocol=5)
@@ -130,12 +134,17 @@ def accept(listener: socket.socket) -> Channel | None:
     """The next connection; None if it was another user's and was closed."""
     sock, _ = listener.accept()
     if _ABSTRACT:
-        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-        _, uid, _ = _PEERCRED.unpack(data)
+        _, uid = _credentials(sock)
         if uid != os.getuid():
             sock.close()
             return None
     return Channel(sock)
+
+
+def _credentials(sock: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end."""
+    pid, uid, _ = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+    return pid, uid
 
 
 def connect(address: str, timeout_s: float) -> Channel:

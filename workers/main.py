@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 from storage.errors import Superseded
 from workers.agent import AgentLoop
@@ -16,6 +17,9 @@ from workers.clouds import watch_clouds
 from workers.faults import planned_fault
 from workers.notice import pass_on_notices
 from workers.processes import ProcessId
+
+if TYPE_CHECKING:
+    import socket
 
 
 def main() -> None:
@@ -42,7 +46,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         fault = planned_fault("agent", arguments.rank, arguments.generation)
         loop = AgentLoop(address, supervisor=supervisor, fault=fault)
         watch_clouds(address)
-        threading.Thread(target=serve_control, args=(loop, address + "-control"), daemon=True).start()
+        control = _listen_alone(address + "-control")
+        threading.Thread(target=serve_control, args=(loop, control), daemon=True).start()
         loop.run()
     elif arguments.role == "writer":
         from workers.writer import run_writer
@@ -62,9 +67,16 @@ def resolve(name: str) -> str:
     return "\0" + name[1:] if name.startswith("@") else name
 
 
-def serve_control(loop: AgentLoop, address: str) -> None:
+def _listen_alone(address: str) -> socket.socket:
+    """Listen where coordinators connect to; ends this process if a dead one's agent of the same name does."""
+    try:
+        return listen(address)
+    except OSError as error:
+        sys.exit(f"an agent of this name is at work already: {error}")
+
+
+def serve_control(loop: AgentLoop, listener: socket.socket) -> None:
     """Let coordinators call `loop.tell` and `loop.listen`; who was superseded is told so and cut off."""
-    listener = listen(address)
     while True:
         channel = accept(listener)
         if channel is not None:

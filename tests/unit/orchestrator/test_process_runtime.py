@@ -144,6 +144,51 @@ def test_a_successor_finds_the_agents_at_work_and_the_old_coordinator_is_told(
     successor.runtime.close()
 
 
+def test_a_successor_looks_again_for_an_agent_that_was_starting_when_it_began(
+    driver: Driver, invocation: str
+) -> None:
+    """It may have waited meanwhile, as the restart policy says."""
+    successor = ProcessRuntime(b"", 1, invocation, ProcessId.current())
+    assert successor.places(1)[0].alive is None
+    driver.begin(0)
+    assert successor.places(1)[0].alive == 0
+
+
+def test_an_agent_of_the_same_name_that_a_dead_coordinator_had_just_started_is_taken_for_our_own(
+    driver: Driver, invocation: str
+) -> None:
+    successor = Driver(invocation, 1, attempt=2)
+    assert successor.runtime.places(1)[0].alive is None
+    driver.begin(0)  # it was starting, and listens first
+    successor.runtime.start(0, "agent", 0, 0)
+    ours = successor.agent(0)
+    successor.exchange((0, m.Greet(2, 0)))
+    (greeted,) = successor.until(lambda: successor.of(m.Greeted))
+    assert [process.pid for process in greeted.processes] == [ready.pid for ready in driver.of(m.Ready)]
+    successor.until(lambda: not successor.runtime._children)
+    assert not is_alive(ours)
+    successor.exchange()
+    assert not successor.of(NodeLost), "our own had nothing to do"
+    os.kill(driver.agent(0).pid, signal.SIGKILL)
+    (lost,) = successor.until(lambda: successor.of(NodeLost))
+    assert lost.cause.startswith("broke the connection off")
+    successor.runtime.close()
+
+
+def test_an_agent_that_ends_after_it_was_found_is_lost_at_once(driver: Driver, invocation: str) -> None:
+    driver.begin(0)
+    successor = Driver(invocation, 1, attempt=2)
+    assert successor.runtime.places(1)[0].alive == 0
+    agent = driver.agent(0)
+    os.kill(agent.pid, signal.SIGKILL)
+    driver.until(lambda: driver.of(NodeLost))
+    successor.runtime.start(0, "agent", 0, 0)
+    successor.exchange((0, m.Greet(2, 0)))
+    (lost,) = successor.of(NodeLost)
+    assert lost.cause == "broke the connection off (it has ended since it was found)"
+    successor.runtime.close()
+
+
 def test_a_successor_of_another_run_finds_nobody(driver: Driver, invocation: str) -> None:
     driver.begin(0)
     other = ProcessRuntime(b"", 2, invocation[:-1], ProcessId.current())
