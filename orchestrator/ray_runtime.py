@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import socket
 import time
 from contextlib import suppress
@@ -141,11 +142,13 @@ class RayRuntime:
         self._least = least
         self._cpus = cpus_per_worker
         self._invocation = invocation
+        self._token = secrets.token_hex(4)  # a dead coordinator's workers may still be starting
         self._autoscale = autoscale
         self._asked_for = 0
         self._nodes: dict[int, _Node] = {}
         self._agents: dict[int, _Agent] = {}
         self._found: dict[int, int] = {}  # node -> generation of an agent that was found at work
+        self._untold: list[Event] = []
         self._actors: dict[tuple[int, str, int, int], Any] = {}  # writers and workers
         self._lives: dict[Any, tuple[int, str, int, int]] = {}
         self._progress: dict[int, Progress] = {}
@@ -261,7 +264,8 @@ class RayRuntime:
             return  # it has just been lost, as will be told
         classes: dict[str, type] = {"worker": HoldfastWorker, "writer": HoldfastWriter}
         cpus = self._cpus if role == "worker" else 0
-        actor = self._actor(ray, classes[role], node, f"{role}-{rank}-{generation}", cpus, self._environment)
+        name = f"{role}-{rank}-{generation}-{self._token}"
+        actor = self._actor(ray, classes[role], node, name, cpus, self._environment)
         job = (self._source, os.getcwd()) if role == "worker" else ()
         life = actor.run.remote(self._agents[node].socket, rank, generation, *job)
         self._actors[node, role, rank, generation] = actor
@@ -272,7 +276,11 @@ class RayRuntime:
         name = f"agent-{node}-{generation}-{where.id}"
         sock = address_for(f"{self._invocation}-{node}-{generation}")
         if self._found.get(node) == generation:
-            actor = ray.get_actor(f"{self._invocation}-{name}")
+            try:
+                actor = ray.get_actor(f"{self._invocation}-{name}")
+            except ValueError:
+                self._untold.append(NodeLost(node, "has ended since it was found"))
+                return
         else:
             actor = self._actor(
                 ray, HoldfastAgent, node, name, 0, sock, where.address, self._environment, concurrency=4
@@ -316,7 +324,7 @@ class RayRuntime:
                 agent.asked_at = time.monotonic()
             calls |= {agent.listening: (node, "listening")}
             calls |= {agent.telling: (node, "telling")} if agent.telling is not None else {}
-        events: list[Event] = []
+        events, self._untold = self._untold, []
         waiting = [*calls, *self._lives]
         if waiting:
             ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
