@@ -8,7 +8,7 @@ mean that one of the two workers cannot be trusted.
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from blake3 import blake3
@@ -26,6 +26,9 @@ MAX_OPINIONS = 3
 """Results for one microbatch, no two of which agree, after which there is nothing left to be trusted."""
 
 _BLOCK = 1 << 15
+
+Sum: TypeAlias = "tuple[Sequence[Flat], int, int, Sequence[int] | None]"
+"""What is added up along the tree: the elements [start, stop) of arrays, of these levels or all leaves."""
 
 
 def all_finite(values: Flat) -> bool:
@@ -48,7 +51,7 @@ class Suspicion:
         """Of the microbatches, that are computed twice although nothing is wrong with them."""
         self._drawn: set[int] | None = None  # those of the step; None: not drawn yet
         self._heard: list[tuple[bytes, int]] = []  # digest of each result of the first suspect, and its maker
-        self._spoilt: set[int] = set()  # segments of the update whose gradient was not finite
+        self._spoilt: set[int] = set()  # sums of the phase that were not finite
         self._opinions = 0
 
     def begin(self) -> None:
@@ -59,14 +62,14 @@ class Suspicion:
         self._spoilt.clear()
         self._opinions = 0
 
-    def heard(self, segment: int, *, finite: bool) -> None:
-        """A segment is updated, with a gradient that was finite or not."""
+    def heard(self, item: int, *, finite: bool) -> None:
+        """Slots are added up, for an update or as a part of the tree, and the sum is finite or not."""
         if not finite and self.enabled:
-            self._spoilt.add(segment)
+            self._spoilt.add(item)
 
     @property
-    def update_is_good(self) -> bool:
-        """Nothing that is not finite went into the update."""
+    def sums_are_good(self) -> bool:
+        """No sum of the phase is not finite."""
         return not self._spoilt
 
     def of_loss(self, arena: Arena, slots: Mapping[int, int]) -> bool:
@@ -111,32 +114,30 @@ class Suspicion:
         return [whose for each, whose in self._heard if each != digest] if agreed else None
 
     def of_gradient(self, arena: Arena, slots: Mapping[int, int]) -> bool:
-        """Whether there are microbatches that are not finite, now that the update has found their sum so."""
+        """Whether there are microbatches that are not finite, now that their sum was found so."""
         self.suspects = [i for i, slot in sorted(slots.items()) if not self.is_finite(arena, slot)]
         return bool(self.suspects)
 
-    def is_faulty(self, arena: Arena, slots: Sequence[int], segments: Sequence[tuple[int, int]]) -> set[int]:
-        """The segments found not finite although the sum of these slots is: who updated them did wrong."""
+    def is_faulty(self, sums: Sequence[Sum]) -> set[int]:
+        """The sums found not finite although they are, of all of the phase: who added them up did wrong."""
         self._opinions += 1
-        leaves = [_of(arena, slot) for slot in slots]
-        work = list(np.empty((tree_depth(len(slots)), _BLOCK), np.float32))
 
-        def is_finite(low: int, high: int) -> bool:
-            pieces = [leaf[low:high] for leaf in leaves]
+        def is_finite(item: int) -> bool:
+            leaves, start, stop, levels = sums[item]
+            work = list(np.empty((tree_depth(len(leaves)), _BLOCK), np.float32))
             with np.errstate(over="ignore"):
-                return all_finite(tree_sum(pieces, [each[: high - low] for each in work]))
+                return all(
+                    all_finite(
+                        tree_sum([leaf[low:high] for leaf in leaves], [w[: high - low] for w in work], levels)
+                    )
+                    for low in range(start, stop, _BLOCK)
+                    for high in [min(low + _BLOCK, stop)]
+                )
 
-        return {
-            i
-            for i in self._spoilt
-            if all(
-                is_finite(low, min(low + _BLOCK, segments[i][1]))
-                for low in range(segments[i][0], segments[i][1], _BLOCK)
-            )
-        }
+        return {item for item in self._spoilt if is_finite(item)}
 
     def forgive(self) -> None:
-        """The update begins anew."""
+        """The phase begins anew."""
         self._spoilt.clear()
 
     def agree(self, arena: Arena, first: int, second: int) -> bool:

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from storage.checkpoint import Part
     from workers.engine import Sums
     from workers.peer import Peer
+    from workers.suspicion import Sum
 
 SPARE_SLOTS = 1
 """Gradient slots beyond one per microbatch, so that lost work can be redone before its old slot is free."""
@@ -629,8 +630,7 @@ class Training:
             self.deadlines.finished(peer.id, self._barrier.current(peer.id), self._clock())
             if sums is not None:
                 self._ready_validation().collect(item, sums)
-            if self._reduction is None:  # of several nodes, none can tell alone whose part it is
-                self._suspicion.heard(item, finite=finite)
+            self._suspicion.heard(item, finite=finite)
         self._let_leave(peer)
 
     def _let_leave(self, peer: Peer) -> None:
@@ -704,7 +704,7 @@ class Training:
         """Commit the step if its update is complete; rest as soon as nobody reads or writes the memory."""
         if self._phase is Phase.RESTORE or not self._barrier.idle:
             return
-        if self._phase is Phase.UPDATE and self._barrier.complete and self._suspicion.update_is_good:
+        if self._phase is Phase.UPDATE and self._barrier.complete and self._suspicion.sums_are_good:
             self._commit_step()
             self._phase = Phase.IDLE
         self._links.cancel()
@@ -773,7 +773,10 @@ class Training:
         self._begin(Phase.REDUCE, range(len(self._pieces)))
 
     def _end_reduce(self) -> None:
+        """Serve the other nodes with this one's parts. Those that are not finite are judged before."""
         assert self._reduction is not None
+        if not self._is_good():
+            return
         sums = self._ready_arena().sums
         self._reduction.publish([sums[slot] for _, slot in sorted(self._barrier.slots.items())])
         self._phase = Phase.EXCHANGE
@@ -860,24 +863,39 @@ class Training:
         self._phase = Phase.ENDED
 
     def _is_good(self) -> bool:
-        """Whether a complete update may be committed; otherwise what led to it is looked at again."""
+        """Whether a complete update may be committed, or complete parts be served to other nodes.
+
+        Otherwise what led to them is looked at again.
+        """
         suspicion, arena = self._suspicion, self._ready_arena()
-        slots = [slot for _, slot in sorted(self._barrier.slots.items())]
-        if suspicion.update_is_good:
+        if suspicion.sums_are_good:
             return True
+        sums = self._sums()
+        work = f"the {'sums' if self._phase is Phase.REDUCE else 'update'} of step {self._step}"
         if suspicion.of_gradient(arena, self._barrier.slots):
             suspicion.forgive()
             self._review()
-        elif not (faulty := suspicion.is_faulty(arena, slots, self._segments)):
-            self._diverge(None, slots)
+        elif not (faulty := suspicion.is_faulty(sums)):
+            self._diverge(None, [slot for _, slot in sorted(self._barrier.slots.items())])
         elif suspicion.is_hopeless:
-            self._fail(InfrastructureError(f"no worker gets the update of step {self._step} right"))
+            self._fail(InfrastructureError(f"no worker gets {work} right"))
         else:
             for worker in self._barrier.doers(faulty):
-                self._doubt(worker, f"the update of step {self._step}")
+                self._doubt(worker, work)
             suspicion.forgive()
-            self._begin(Phase.UPDATE, range(len(self._segments)))
+            self._begin(self._phase, range(len(sums)))
         return False
+
+    def _sums(self) -> list[Sum]:
+        """What the items of the phase add up."""
+        grads = self._ready_arena().grads
+        if self._phase is Phase.REDUCE:
+            return [([grads[s] for s in slots], low, high, None) for _, slots, _, low, high in self._pieces]
+        if self._reduction is None:
+            leaves, levels = [grads[slot] for _, slot in sorted(self._barrier.slots.items())], None
+        else:
+            leaves, levels = [self._reduction.memory.grads[s] for s in self._addend_slots], self._levels
+        return [(leaves, low, high, levels) for low, high in self._segments]
 
     def _begin_update(self) -> None:
         self._target = self._ready_arena().spare_buffer(self._buffer)

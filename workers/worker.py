@@ -231,12 +231,15 @@ class Worker:
         assert self._parts is not None
         work = self._work[:-2]
         for item, slots, part, start, stop in items:
-            self._strike(step, "reduce")
+            flip, finite = self._strike(step, "reduce"), True
             leaves, out = [self._grads[slot] for slot in slots], self._parts.grads[part]
             for low in range(start, stop, BLOCK):
                 high = min(low + BLOCK, stop)
                 out[low:high] = tree_sum([leaf[low:high] for leaf in leaves], [w[: high - low] for w in work])
-            self._channel.send("done", ticket, item)
+                if flip:
+                    out[low] = np.nan
+                finite = finite and all_finite(out[low:high])
+            self._channel.send("done", ticket, item, None, finite)
 
     def evaluate(self, ticket: int, buffer: int, items: tuple[int, ...]) -> None:
         """Evaluate batches of the validation data."""

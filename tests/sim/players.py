@@ -126,18 +126,19 @@ class Player:
             self.next()
 
     def reduce(self, ticket: int, step: int, pieces: list[tuple[int, list[int], int, int, int]]) -> None:
-        self._reduce(pieces[0])
-        self.said.append(("done", ticket, pieces[0][0]))
+        finite = self._reduce(pieces[0])
+        self.said.append(("done", ticket, pieces[0][0], None, finite))
         self.told[0] = ("reduce", ticket, step, pieces[1:])
         if not pieces[1:]:
             self.next()
 
-    def _reduce(self, piece: tuple[int, list[int], int, int, int]) -> None:
+    def _reduce(self, piece: tuple[int, list[int], int, int, int]) -> bool:
         assert self.arena is not None
         assert self.parts is not None
         _, slots, part, low, high = piece
         total = total_of([self.arena.grads[slot][:LENGTH].copy() for slot in slots])
         self.parts.grads[part][low:high] = total[low:high]
+        return bool(np.isfinite(total[low:high]).all())
 
     def update(
         self,
@@ -149,8 +150,8 @@ class Player:
         pieces: list[tuple[int, int, int]],
         levels: list[int] | None = None,
     ) -> None:
-        self._update(source, target, slots, pieces[:1], levels)
-        self.said.append(("done", ticket, pieces[0][0]))
+        finite = self._update(source, target, slots, pieces[:1], levels)
+        self.said.append(("done", ticket, pieces[0][0], None, finite))
         self.told[0] = ("update", ticket, step, source, target, slots, pieces[1:], levels)
         if not pieces[1:]:
             self.next()
@@ -162,7 +163,7 @@ class Player:
         slots: list[int],
         pieces: list[tuple[int, int, int]],
         levels: list[int] | None,
-    ) -> None:
+    ) -> bool:
         assert self.arena is not None
         memory = self.arena if levels is None else self.parts
         assert memory is not None
@@ -171,6 +172,7 @@ class Player:
             new = update(self.state(source), total, low, high)
             for array, value in zip(self.state(target), new, strict=True):
                 array[low:high] = value
+        return all(bool(np.isfinite(total[low:high]).all()) for _, low, high in pieces)
 
     def evaluate(self, ticket: int, buffer: int, items: tuple[int, ...]) -> None:
         for item in items:

@@ -11,13 +11,15 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from orchestrator.events import Status
 from tests.sim.network import PlayedExchange
 from tests.sim.players import Player
+from tests.sim.training_job import gradient
 from tests.sim.world import Odds, World, told
 
 if TYPE_CHECKING:
@@ -141,6 +143,29 @@ def test_damaged_checkpoints_are_left_for_those_before_them(chosen: range) -> No
         world.succeed()
         played(world)
         assert any("falling back" in line for line in world.log)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_is_committed_by_no_node(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever dies, joins or leaves meanwhile: the node that computed it judges it before it serves it."""
+
+    def diverging(params: Any, step: int, item: int) -> Any:
+        grad, sums = gradient(params, step, item)
+        if (step, item) == (2, 1):
+            grad[7] = value
+        return grad, sums
+
+    monkeypatch.setattr("tests.sim.players.gradient", diverging)
+    for seed in range(60):
+        world = World(seed, f"diverging-{seed}", ALL)
+        world.steps = 5
+        with pytest.raises(AssertionError, match=r"^DivergenceError\(.*step 2, microbatch 1"):
+            played(world)
+        assert world.visible <= 2
+        assert all(agent.training._step <= 2 for agent in world.agents)
 
 
 @pytest.mark.parametrize("phase", ["initialise", "gradient", "reduce", "update", "evaluate"])

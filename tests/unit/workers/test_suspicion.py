@@ -67,7 +67,7 @@ def test_a_job_that_trains_on_suspects_nothing() -> None:
     memory.sums[0][0, 0] = np.nan
     suspicion.heard(0, finite=False)
     assert not suspicion.of_loss(memory, {0: 0})
-    assert suspicion.update_is_good
+    assert suspicion.sums_are_good
 
 
 def test_results_are_compared_by_their_bits() -> None:
@@ -84,13 +84,14 @@ def test_results_are_compared_by_their_bits() -> None:
     assert suspicion.is_hopeless
 
 
-def test_whose_segment_is_wrong_is_told_from_a_sum_that_overflows() -> None:
+@pytest.mark.parametrize("levels", [None, [1, 1, 0]], ids=["microbatches", "parts of nodes"])
+def test_whose_segment_is_wrong_is_told_from_a_sum_that_overflows(levels: list[int] | None) -> None:
     memory, suspicion = arena(), Suspicion()
-    segments = [(0, 20_000), (20_000, LENGTH)]
+    sums: list[Any] = [(memory.grads[:3], 0, 20_000, None), (memory.grads[:3], 20_000, LENGTH, levels)]
     suspicion.heard(1, finite=False)
-    assert suspicion.is_faulty(memory, [0, 1, 2], segments) == {1}
+    assert suspicion.is_faulty(sums) == {1}
     memory.grads[0][30_000] = memory.grads[1][30_000] = 3e38
-    assert suspicion.is_faulty(memory, [0, 1, 2], segments) == set()
+    assert suspicion.is_faulty(sums) == set()
 
 
 def test_the_record_names_the_loss_and_the_digest_of_the_gradient() -> None:
