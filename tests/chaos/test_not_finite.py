@@ -121,7 +121,8 @@ def test_a_divergence_ends_the_run_and_leaves_a_record(
     outcome = place.run("diverges.py", workers=workers, settings={"what": what}, more=more).expect(1)
     result = outcome.result
     assert (result["status"], result["restarts"]) == ("failed", 0), str(outcome)
-    assert 7 - result["step"] in range(nodes), f"nodes are a step apart at most{outcome}"
+    # Of a node that nothing happened on, the step is known that it was at when it last gave a sign of life.
+    assert result["step"] == 7 or (nodes > 1 and result["step"] < 7), str(outcome)
     key = "divergence/step-000000000007-a00000001.json"
     assert "diverges at step 7" in result["error"], str(outcome)
     assert "loss" in result["error"]

@@ -130,7 +130,14 @@ def test_a_number_of_workers_is_a_whole_number(workers: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"runtime": "mpi"}, {"cpus_per_worker": -1}, {"cpus_per_worker": math.nan}]
+    "changes",
+    [
+        {"runtime": "mpi"},
+        {"standby": -1},
+        {"standby": 0.5},
+        {"cpus_per_worker": -1},
+        {"cpus_per_worker": math.nan},
+    ],
 )
 def test_a_request_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"job": make(), "source": b"", "run_dir": "x", "workers": 1}
