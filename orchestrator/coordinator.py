@@ -17,6 +17,7 @@ from orchestrator.life import own_life
 from orchestrator.machine import Phase, State
 from orchestrator.restart import tokens_left
 from orchestrator.scale import Requests
+from orchestrator.spec import check_remainder
 from storage.checkpoint import commit
 from storage.errors import CheckpointError, ConfigurationError, HoldfastError, StorageError
 from storage.layout import StateArray
@@ -339,6 +340,7 @@ class Coordinator:
 
     def _identify(self, description: dict[str, Any]) -> e.Event:
         self._description = description
+        check_remainder(self._job, description["samples"])
         ours = full_identity(self._job, self._settings.microbatches, description)
         if not self._run.probe_exclusive():
             self._tell(
@@ -358,6 +360,7 @@ class Coordinator:
                 batch_size=self._job.batch_size,
                 microbatches=self._settings.microbatches,
                 shuffle=self._job.shuffle,
+                remainder=self._job.remainder,
                 paranoid=self._job.paranoid,
                 url=self._settings.url,
                 token=self._settings.token,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from orchestrator.spec import Job
 
-FIXED = ("seed", "batch_size", "microbatches", "shuffle")
+FIXED = ("seed", "batch_size", "microbatches", "shuffle", "remainder")
 """Settings of a job that decide the bits and are known before any worker is started."""
 
 

@@ -150,6 +150,10 @@ class Job:
     shuffle: bool = True
     """Whether each pass over the data has an order of its own. Part of the run's identity."""
 
+    remainder: Literal["keep", "drop", "pad"] = "keep"
+    """What becomes of the samples that do not fill the last batch of a pass over the data: they make a short
+    one, are left out, or are followed by the first samples of that pass. Part of the run's identity."""
+
     validation: Callable[[], Any] | None = None
     """Called on each worker: returns the validation dataset."""
 
@@ -198,6 +202,8 @@ class Job:
             raise ConfigurationError(f"Job(seed={self.seed}): give a number below 2**64")
         if not isinstance(self.shuffle, bool):
             raise ConfigurationError(f"Job(shuffle={self.shuffle!r}): give True or False")
+        if self.remainder not in ("keep", "drop", "pad"):
+            raise ConfigurationError(f"Job(remainder={self.remainder!r}): give 'keep', 'drop' or 'pad'")
         _positive("Job", "validate_every", self.validate_every, optional=True)
         _seconds("Job", "worker_timeout_s", self.worker_timeout_s)
         if self.microbatches is not None:
@@ -222,6 +228,15 @@ def check_microbatches(batch_size: int, microbatches: int) -> None:
         raise ConfigurationError(
             f"a batch of {batch_size} samples cannot be cut into {microbatches} microbatches: give a "
             f"batch_size of at least {microbatches}, or fewer microbatches"
+        )
+
+
+def check_remainder(job: Job, samples: int) -> None:
+    """Raise ConfigurationError if dropping what fills no batch leaves no batch at all."""
+    if job.remainder == "drop" and samples < job.batch_size:
+        raise ConfigurationError(
+            f"the {samples} samples of the data do not fill one batch of {job.batch_size}, so that "
+            "remainder='drop' leaves none: give a smaller batch_size, or remainder='keep' or 'pad'"
         )
 
 

@@ -11,8 +11,8 @@ import uuid
 from typing import TYPE_CHECKING
 
 from storage.errors import ConfigurationError
-from storage.layout import check_name
-from storage.store import Store, translated
+from storage.layout import check_key, check_name
+from storage.store import ObjectInfo, Store, translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ class FileStore(Store):
 
     def list(self, prefix: str = "") -> dict[str, int]:
         found: dict[str, int] = {}
-        top = self._path(prefix.rstrip("/")) if prefix else self.url
+        top = self._readable(prefix.rstrip("/")) if prefix else self.url
 
         def refuse(exc: OSError) -> None:
             nothing_there = isinstance(exc, FileNotFoundError)
@@ -51,7 +51,7 @@ class FileStore(Store):
         return found
 
     def children(self, prefix: str = "") -> Sequence[str]:
-        top = self._path(prefix.rstrip("/")) if prefix else self.url
+        top = self._readable(prefix.rstrip("/")) if prefix else self.url
         below = f"{prefix.rstrip('/')}/" if prefix else ""
         try:
             with translated("list", self.url, prefix), os.scandir(top) as items:
@@ -64,7 +64,7 @@ class FileStore(Store):
             raise
 
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
-        path = self._path(key)
+        path = self._readable(key)
         with translated("read", self.url, key), open(path, "rb", buffering=0, opener=_open_regular) as f:
             if start:
                 f.seek(start)
@@ -77,8 +77,16 @@ class FileStore(Store):
                 left -= len(piece)
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def info(self, key: str) -> ObjectInfo:
+        path = self._readable(key)
+        with translated("read", self.url, key):
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise FileNotFoundError(errno.ENOENT, "it is not a regular file")
+        return ObjectInfo(status.st_size)
+
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> int:
-        path = self._path(key)
+        path = self._readable(key)
         with translated("read", self.url, key):
             fd = _open_regular(path, os.O_RDONLY)
             try:
@@ -141,6 +149,10 @@ class FileStore(Store):
 
     def _path(self, key: str) -> str:
         check_name(key)
+        return f"{self.url}/{key}"
+
+    def _readable(self, key: str) -> str:
+        check_key(key)
         return f"{self.url}/{key}"
 
     @contextlib.contextmanager

@@ -54,6 +54,8 @@ _CHUNK_UNIT = 1024
 _MAX_NDIM = 32
 _SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}"
 _NAME = re.compile(rf"{_SEGMENT}(/{_SEGMENT}){{0,15}}")
+_READ_SEGMENT = r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,254}"
+_READ_KEY = re.compile(rf"{_READ_SEGMENT}(/{_READ_SEGMENT}){{0,63}}")
 
 
 def check_name(name: str) -> None:
@@ -66,6 +68,15 @@ def check_name(name: str) -> None:
             f"bad name {name[:80]!r}: use letters, digits, '_', '.' and '-', joined by '/', "
             "no part starting with '.' or '-'"
         )
+
+
+def check_key(key: str) -> None:
+    """Raise ValueError unless an object of this name may be read: one that others wrote, as others name them.
+
+    Spaces, `=` and letters of any script may be in it, but it cannot leave its directory, or be hidden.
+    """
+    if len(key) > 1024 or not _READ_KEY.fullmatch(key):
+        raise ValueError(f"bad key {key[:80]!r}: give parts joined by '/', none of them starting with '.'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage.errors import ConfigurationError, MissingExtra, ObjectMissing
-from storage.layout import check_name
+from storage.layout import check_key, check_name
 from storage.remote_store import RemoteStore
-from storage.store import translated
+from storage.store import ObjectInfo, translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +33,8 @@ _EXTRAS = {
     "abfss": "azure",
     "az": "azure",
 }
+_TAGS = ("md5Hash", "ETag", "etag")
+"""Of the content (Google), or of the object (S3, others); the first that is there."""
 _ANSWER_S = 120.0  # an operation that has not been answered by then has failed
 _DELETES_AT_ONCE = 16
 _memory_create = threading.Lock()
@@ -54,7 +56,7 @@ class ObjectStore(RemoteStore):
     def _find(self, prefix: str) -> dict[str, int]:
         """What `list` lists, and what has a name that begins with a dot."""
         if prefix:
-            check_name(prefix.rstrip("/"))
+            check_key(prefix.rstrip("/"))
 
         def find(fs: Any, root: str) -> dict[str, Any]:
             try:
@@ -74,7 +76,7 @@ class ObjectStore(RemoteStore):
 
     def children(self, prefix: str = "") -> Sequence[str]:
         if prefix:
-            check_name(prefix.rstrip("/"))
+            check_key(prefix.rstrip("/"))
         below = f"{prefix.rstrip('/')}/" if prefix else ""
 
         def names(fs: Any, root: str) -> set[str]:
@@ -88,6 +90,18 @@ class ObjectStore(RemoteStore):
 
         found = self._retrying("list", prefix, names)
         return sorted(below + name for name in found if not name.startswith("."))
+
+    def info(self, key: str) -> ObjectInfo:
+        check_key(key)
+
+        def ask(fs: Any, root: str) -> ObjectInfo:
+            found = _call(fs, "info", f"{root}/{key}")
+            if found["type"] != "file":
+                raise FileNotFoundError(f"{root}/{key}")
+            tag = next((found[name] for name in _TAGS if found.get(name)), None)
+            return ObjectInfo(int(found["size"]), None if tag is None else str(tag).strip('"'))
+
+        return self._retrying("read", key, ask)
 
     def _read_once(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         with translated("read", self.url, key):
@@ -127,6 +141,7 @@ class ObjectStore(RemoteStore):
                 pass
 
     def delete_directory(self, prefix: str) -> None:
+        check_name(prefix.rstrip("/"))
         self._remove([*self._find(prefix)])
 
     def last_change(self, prefix: str) -> float | None:

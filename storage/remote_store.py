@@ -7,7 +7,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, TypeVar
 
 from storage.errors import ObjectMissing, StorageError
-from storage.layout import check_name
+from storage.layout import check_key, check_name
 from storage.retry import DEADLINE_S, retrying
 from storage.store import Store
 
@@ -30,7 +30,7 @@ class RemoteStore(Store):
         self._has_answered = False
 
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
-        check_name(key)
+        check_key(key)
         if start is not None and stop is not None and start >= stop:
             return b""
         return self._again(lambda: self._read_once(key, start, stop))

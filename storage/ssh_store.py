@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage.errors import MissingExtra
 from storage.file_store import BATCH_NBYTES, SCRATCH, batches
-from storage.layout import check_name
+from storage.layout import check_key, check_name
 from storage.remote_store import RemoteStore
 from storage.ssh_session import LoopThread, Session, connect, is_kind, parse
-from storage.store import translated
+from storage.store import ObjectInfo, translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -81,8 +81,19 @@ class SshStore(RemoteStore):
 
         return self._retrying("list", prefix, names)
 
+    def info(self, key: str) -> ObjectInfo:
+        path = self._readable(key)
+
+        async def ask(session: Session) -> ObjectInfo:
+            attrs = await session.answer(session.sftp.stat(path))
+            if not is_kind(attrs, stat.S_IFREG):
+                raise FileNotFoundError(path)
+            return ObjectInfo(attrs.size or 0)
+
+        return self._retrying("read", key, ask)
+
     def _read_once(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
-        path = self._path(key)
+        path = self._readable(key)
         begin = start or 0
 
         async def pieces(session: Session) -> bytes:
@@ -130,7 +141,7 @@ class SshStore(RemoteStore):
             self._retrying("delete", "", remove)
 
     def delete_directory(self, prefix: str) -> None:
-        top = self._directory(prefix)
+        top = self._path(prefix.rstrip("/"))
 
         async def remove(session: Session) -> None:
             tree = await session.walk(top, scratch=True)
@@ -160,8 +171,12 @@ class SshStore(RemoteStore):
         check_name(key)
         return f"{self._place.root}/{key}"
 
+    def _readable(self, key: str) -> str:
+        check_key(key)
+        return f"{self._place.root}/{key}"
+
     def _directory(self, prefix: str) -> str:
-        return self._path(prefix.rstrip("/")) if prefix else self._place.root
+        return self._readable(prefix.rstrip("/")) if prefix else self._place.root
 
     def _retrying(self, verb: str, key: str, act: Callable[[Session], Coroutine[Any, Any, _T]]) -> _T:
         def once() -> _T:

@@ -6,9 +6,11 @@ import contextlib
 import errno
 import os
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import ConfigurationError, HoldfastError, ObjectMissing, StorageError
+from storage.layout import check_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -55,8 +57,19 @@ def check_url(url: str) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a store knows of an object without reading it."""
+
+    nbytes: int
+    tag: str | None = None
+    """What the store gave its content, such as an ETag; None where it gives nothing of the kind."""
+
+
 class Store(ABC):
     """Objects under one URL. A key is relative to it: segments of `[A-Za-z0-9_.-]` joined by `/`.
+
+    Objects that others wrote can be read and listed under names of other letters too (`check_key`).
 
     Storing an object is atomic: a reader finds all of it or none. May be shared by threads and pickled (only
     the URL travels); what a fork inherits is made anew.
@@ -88,6 +101,14 @@ class Store(ABC):
     @abstractmethod
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The object's bytes, or those of [start, stop) as far as they go; ObjectMissing if there is none."""
+
+    def info(self, key: str) -> ObjectInfo:
+        """The object's size, and its tag where there is one; ObjectMissing if there is none of that key."""
+        check_key(key)
+        nbytes = self.list(key.rpartition("/")[0]).get(key)
+        if nbytes is None:
+            raise ObjectMissing(f"{self.url}/{key} does not exist")
+        return ObjectInfo(nbytes)
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview]) -> int:
         """In place. Fill the buffers, one behind the other, from byte `start`; returns how far it came."""

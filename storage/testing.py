@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from storage.errors import ObjectMissing, StorageError
 from storage.object_store import ObjectStore
-from storage.store import Store
+from storage.store import ObjectInfo, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -48,6 +48,10 @@ class FaultyStore(Store):
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         fails = self._fails("read", key)
         return self._answer(self.inner.read(key, start, stop), fails)
+
+    def info(self, key: str) -> ObjectInfo:
+        fails = self._fails("info", key)
+        return self._answer(self.inner.info(key), fails)
 
     def write(self, key: str, buffers: Iterable[bytes | memoryview]) -> int:
         fails = self._fails("write", key)
@@ -147,6 +151,19 @@ class StoreContract:
         assert "no/such" in _raised(ObjectMissing, lambda: store.read("no/such"))
         assert "no/such" in _raised(ObjectMissing, lambda: store.read("no/such", 0, 4))
 
+    def test_the_size_of_an_object_is_told_and_a_directory_is_none(self, store: Store) -> None:
+        store.write("d/k", [b"12345"])
+        assert store.info("d/k").nbytes == 5
+        for key in ("d", "d/none", "none"):
+            assert key in _raised(ObjectMissing, partial(store.info, key))
+
+    def test_a_tag_follows_the_content_where_there_is_one(self, store: Store) -> None:
+        store.write("k", [b"one"])
+        tag = store.info("k").tag
+        assert store.info("k").tag == tag
+        store.write("k", [b"two"])
+        assert tag is None or store.info("k").tag != tag
+
     def test_listing_a_directory_leaves_its_neighbours_out(self, store: Store) -> None:
         for key in ("a/1", "a/b/2", "ab/3", "a.json"):
             store.write(key, [b"x"])
@@ -226,6 +243,7 @@ class StoreContract:
     def test_keys_cannot_leave_the_store(self, store: Store) -> None:
         for key in ("../x", "/x", "a/../../x", "a//b", "", ".hidden", "a\\b", "a\0b", "s3://x"):
             _raised(ValueError, partial(store.read, key))
+            _raised(ValueError, partial(store.info, key))
             _raised(ValueError, partial(store.write, key, [b"x"]))
             _raised(ValueError, partial(store.create, key, b"x"))
             _raised(ValueError, partial(store.delete, [key]))

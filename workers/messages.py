@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from storage.checkpoint import Compression, Part
+    from workers.schedule import Remainder
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Prepare:
     batch_size: int
     microbatches: int
     shuffle: bool
+    remainder: Remainder = "keep"
     url: str = ""
     peers: bool = False
     paranoid: float = 0.0

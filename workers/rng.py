@@ -17,6 +17,8 @@ class Purpose(IntEnum):
     TRAIN = 0
     INIT = 1
     SHUFFLE = 2
+    MAP = 3
+    EVALUATE = 4
 
 
 class Streams:
@@ -25,14 +27,21 @@ class Streams:
     Each holds 2**128 draws before it would meet the next (step, microbatch).
     """
 
-    __slots__ = ("_counter", "_key", "_seed")
+    __slots__ = ("_counter", "_key", "_seed", "share")
 
     def __init__(
-        self, seed: int, step: int = 0, microbatch: int = 0, purpose: Purpose = Purpose.TRAIN
+        self,
+        seed: int,
+        step: int = 0,
+        microbatch: int = 0,
+        purpose: Purpose = Purpose.TRAIN,
+        share: float = 1.0,
     ) -> None:
         self._seed = seed
         self._key = int(purpose) << 32
         self._counter = (0, 0, microbatch, step)
+        self.share = share
+        """The microbatch's part of the batch's samples."""
 
     def generator(self, stream: int = 0) -> np.random.Generator:
         """A fresh generator at the start of the stream; the same arguments give the same draws."""

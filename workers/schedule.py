@@ -10,32 +10,51 @@ which would turn -0.0 into 0.0.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from storage.layout import ALIGNMENT
+from storage.layout import ALIGNMENT, round_up
 from workers.rng import Purpose, Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
 Node: TypeAlias = tuple[int, int]
 """(level, index) of a node of the reduction tree."""
 
+Range: TypeAlias = tuple[int, int]
+"""Elements from the first number up to, and without, the second."""
+
 T = TypeVar("T")
 
 
-def steps_per_epoch(num_samples: int, batch_size: int) -> int:
-    """Number of batches that cover the data once; the last one may be short."""
-    return -(-num_samples // batch_size)
+class Order(Protocol):
+    """The samples of an epoch, by their place in it."""
+
+    def __getitem__(self, places: slice, /) -> NDArray[np.int64]:
+        """The samples at the places [low, high), which are given and lie in the epoch."""
+
+
+Remainder: TypeAlias = Literal["keep", "drop", "pad"]
+"""What becomes of the samples that are left when an epoch is cut into batches: they make a short batch; they
+are left out, and others in each epoch if the order is shuffled; or the first samples of the epoch fill it up.
+"""
+
+
+def steps_per_epoch(num_samples: int, batch_size: int, remainder: Remainder = "keep") -> int:
+    """Number of batches that an epoch is cut into."""
+    return num_samples // batch_size if remainder == "drop" else -(-num_samples // batch_size)
 
 
 @lru_cache(maxsize=2)
-def _permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Every order of all samples is equally likely; read-only, as the last ones are kept."""
     generator = Streams(seed, epoch, purpose=Purpose.SHUFFLE).generator()
     order = generator.permutation(num_samples)
     order.flags.writeable = False
@@ -43,18 +62,35 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def batch_indices(
-    num_samples: int, batch_size: int, seed: int, step: int, *, shuffle: bool
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    step: int,
+    *,
+    shuffle: bool,
+    remainder: Remainder = "keep",
+    order: Callable[[int, int], Order] | None = None,
 ) -> NDArray[np.int64]:
-    """The samples of global batch `step`: a function of its arguments, without a cursor."""
-    epoch, position = divmod(step, steps_per_epoch(num_samples, batch_size))
-    low, high = position * batch_size, min((position + 1) * batch_size, num_samples)
-    if shuffle:
-        return _permutation(num_samples, seed, epoch)[low:high]
-    return np.arange(low, high, dtype=np.int64)
+    """The samples of global batch `step`: a function of its arguments, without a cursor.
+
+    `order(seed, epoch)` is the dataset's own way to shuffle; without one it is `permutation`.
+    """
+    epoch, position = divmod(step, steps_per_epoch(num_samples, batch_size, remainder))
+    low = position * batch_size
+    high = low + batch_rows(num_samples, batch_size, step, remainder)
+    if not shuffle:
+        return np.arange(low, high, dtype=np.int64) % num_samples
+    epochs_order = permutation(num_samples, seed, epoch) if order is None else order(seed, epoch)
+    if high <= num_samples:
+        return epochs_order[low:high]
+    fill = np.resize(epochs_order[: min(high - num_samples, num_samples)], high - num_samples)
+    return np.concatenate([epochs_order[low:num_samples], fill])
 
 
-def batch_rows(num_samples: int, batch_size: int, step: int) -> int:
+def batch_rows(num_samples: int, batch_size: int, step: int, remainder: Remainder = "keep") -> int:
     """Number of samples of global batch `step`."""
+    if remainder != "keep":
+        return batch_size
     position = step % steps_per_epoch(num_samples, batch_size)
     return min(batch_size, num_samples - position * batch_size)
 
@@ -69,11 +105,51 @@ def share(length: int, parts: int) -> list[tuple[int, int]]:
     return [(length * i // parts, length * (i + 1) // parts) for i in range(parts)]
 
 
-def segments(length: int, parts: int) -> list[tuple[int, int]]:
-    """Cut a flat buffer into at most `parts` aligned, non-empty [start, stop) pieces."""
-    blocks = -(-length // ALIGNMENT)
-    cuts = share(blocks, min(parts, blocks))
-    return [(low * ALIGNMENT, min(high * ALIGNMENT, length)) for low, high in cuts]
+def segments(length: int, parts: int, whole: Sequence[Range] = ()) -> list[Range]:
+    """Cut a flat buffer into at most `parts` aligned, non-empty [start, stop) pieces.
+
+    None is cut within one of the ascending ranges `whole`: a cut goes to the nearer end of it.
+    """
+    count = -(-length // ALIGNMENT)
+    cuts = [low * ALIGNMENT for low, _ in share(count, min(parts, count))]
+    uncut = _aligned(whole)
+    edges = {_snapped(cut, uncut) for cut in cuts}
+    return [*pairwise(sorted({edge for edge in edges if edge < length} | {length}))]
+
+
+def blocks(start: int, stop: int, size: int, whole: Sequence[Range] = ()) -> Iterator[Range]:
+    """Cut a piece that `segments` gave into [low, high) blocks of at most `size` elements, in order.
+
+    Each of the ascending ranges `whole` lies in one block, however long that is.
+    """
+    low = start
+    while low < stop:
+        high = min(low + size, stop)
+        i = bisect_left(whole, (high,)) - 1
+        if i >= 0 and whole[i][1] > high:
+            high = whole[i][0] if whole[i][0] > low else whole[i][1]
+        yield low, high
+        low = high
+
+
+def _aligned(ranges: Sequence[Range]) -> list[Range]:
+    """The ranges widened to aligned ends; those that then overlap are one."""
+    found: list[Range] = []
+    for low, high in ranges:
+        start, stop = low - low % ALIGNMENT, round_up(high, ALIGNMENT)
+        if found and start < found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return found
+
+
+def _snapped(cut: int, uncut: Sequence[Range]) -> int:
+    i = bisect_left(uncut, (cut,)) - 1
+    if i < 0 or uncut[i][1] <= cut:
+        return cut
+    low, high = uncut[i]
+    return low if cut - low <= high - cut else high
 
 
 def subtrees(start: int, stop: int, count: int) -> list[Node]:

@@ -15,6 +15,7 @@ from workers import messages as m
 
 EXAMPLES: dict[Any, Any] = {
     "Compression": "zstd",
+    "Remainder": "pad",
     "int": 3,
     "bool": True,
     "str": "text",

@@ -15,6 +15,7 @@ from workers.rng import Purpose, Streams
 from workers.schedule import (
     batch_indices,
     batch_rows,
+    blocks,
     combine,
     microbatches,
     segments,
@@ -233,6 +234,37 @@ def test_segments_cover_the_buffer_aligned_and_none_is_empty(length: int, parts:
     assert len(pieces) == min(parts, -(-length // ALIGNMENT))
 
 
+@st.composite
+def uncut(draw: st.DrawFn, length: int) -> list[tuple[int, int]]:
+    """Ascending ranges within a buffer, of any lengths and at any distance."""
+    ends = sorted(draw(st.sets(st.integers(0, length), max_size=12)))
+    return [each for each in itertools.pairwise(ends) if draw(st.booleans())]
+
+
+@given(data=st.data(), length=st.integers(1, 2_000), parts=st.integers(1, 12), size=st.integers(1, 300))
+def test_what_must_stay_whole_lies_in_one_segment_and_one_block(
+    data: st.DataObject, length: int, parts: int, size: int
+) -> None:
+    whole = data.draw(uncut(length))
+    pieces = segments(length, parts, whole)
+    check_cover(pieces, length)
+    assert len(pieces) <= parts
+    assert all(low % ALIGNMENT == 0 for low, _ in pieces)
+    found = [block for low, high in pieces for block in blocks(low, high, size, whole)]
+    check_cover(found, length)
+    edges = {low for low, _ in (*pieces, *found)}
+    assert not any(start < edge < stop for edge in edges for start, stop in whole)
+    longest = max([size, *(stop - start for start, stop in whole)])
+    assert all(high - low <= longest for low, high in found)
+
+
+def test_a_cut_goes_to_the_nearer_end_of_what_must_stay_whole() -> None:
+    assert segments(320, 2) == [(0, 160), (160, 320)]
+    assert segments(320, 2, [(100, 200)]) == [(0, 208), (208, 320)]
+    assert segments(320, 2, [(130, 300)]) == [(0, 128), (128, 320)]
+    assert segments(320, 2, [(0, 320)]) == [(0, 320)]
+
+
 def test_an_empty_buffer_has_no_segments() -> None:
     assert segments(0, 4) == []
 
@@ -285,6 +317,40 @@ def test_a_caller_cannot_spoil_the_order_of_an_epoch() -> None:
     assert batch_indices(50, 10, 0, 0, shuffle=True).tolist() == before
 
 
+@given(**SIZES, seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 10**6), shuffle=st.booleans())
+def test_dropping_leaves_out_what_fills_no_batch_and_padding_repeats_the_first(
+    num_samples: int, batch_size: int, seed: int, epoch: int, shuffle: bool
+) -> None:
+    whole = batch_indices(num_samples, num_samples, seed, epoch, shuffle=shuffle)
+    for remainder, expected in (
+        ("drop", whole[: num_samples // batch_size * batch_size]),
+        ("pad", np.resize(whole, -(-num_samples // batch_size) * batch_size)),
+    ):
+        count = steps_per_epoch(num_samples, batch_size, remainder)
+        steps = range(epoch * count, (epoch + 1) * count)
+        batches = [
+            batch_indices(num_samples, batch_size, seed, step, shuffle=shuffle, remainder=remainder)
+            for step in steps
+        ]
+        assert [batch_rows(num_samples, batch_size, step, remainder) for step in steps] == [
+            batch_size
+        ] * count
+        assert np.concatenate([np.empty(0, np.int64), *batches]).tolist() == expected.tolist()
+
+
+def test_a_datasets_own_order_is_followed_and_only_where_samples_are_shuffled() -> None:
+    def order(seed: int, epoch: int) -> np.ndarray:
+        return np.roll(np.arange(10), seed + epoch)
+
+    def batches(**how: Any) -> list[int]:
+        found = [batch_indices(10, 4, 2, step, order=order, **how) for step in range(3, 6)]
+        return np.concatenate(found).tolist()  # type: ignore[no-any-return]
+
+    assert batches(shuffle=True) == order(2, 1).tolist()
+    assert batches(shuffle=True, remainder="pad") == [*order(2, 1), *order(2, 1)[:2]]
+    assert batches(shuffle=False) == [*range(10)]
+
+
 # -- random streams --------------------------------------------------------------------------------------
 
 
@@ -301,7 +367,7 @@ def test_streams_of_different_uses_never_give_the_same_draws() -> None:
         for purpose in Purpose
         for stream in (0, 1, 2, 1000)
     }
-    assert len(draws) == 4 * 3 * 3 * 3 * 4
+    assert len(draws) == 4 * 3 * 3 * len(Purpose) * 4
 
 
 def test_a_generator_starts_anew_each_time_it_is_asked_for() -> None:
