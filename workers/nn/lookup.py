@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -17,9 +18,9 @@ class Configured(Protocol):
         """The settings as JSON values, such that `cls(**config)` makes an equal object."""
 
 
-def serialize(obj: Configured) -> dict[str, Any]:
-    """The class name and the settings of an object, as JSON values."""
-    return {"class_name": type(obj).__name__, "config": obj.get_config()}
+def serialize(obj: Any) -> Any:
+    """The class name and the settings of an object (`Configured`), as JSON values; None stays."""
+    return None if obj is None else {"class_name": type(obj).__name__, "config": obj.get_config()}
 
 
 def get(kind: str, identifier: object, base: type[T], known: Mapping[str, Callable[..., T]]) -> T:
@@ -45,3 +46,9 @@ def check(condition: bool, message: str) -> None:
 def is_count(value: object) -> bool:
     """Whether `value` is a positive integer, and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def snake_case(name: str) -> str:
+    """Keras's name for a class: Dense -> dense, MyLayer -> my_layer, Conv2D -> conv2d."""
+    name = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
