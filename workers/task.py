@@ -7,13 +7,12 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from storage.errors import ConfigurationError
 from storage.layout import StateArray
 from workers.data import Dataset
-from workers.engine import Engine, Sums, as_engine
+from workers.engine import Engine, as_engine
 from workers.fingerprint import difference, numeric_fingerprint
+from workers.reports import reports_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +63,8 @@ class Task:
         """What must be equal on all workers and attempts, and what the node's memory is sized by."""
         return {
             "arrays": [array.to_json() for array in state_arrays(self.engine)],
-            "metrics": list(self.engine.metrics),
+            "whole": [list(ends) for ends in self.engine.optimizer.whole],
+            "metrics": reports_of(self.engine),
             "engine": self.engine.config(),
             "optimizer": self.engine.optimizer.get_config(),
             "data": self.data.identity(),
@@ -84,13 +84,6 @@ def state_arrays(engine: Engine) -> tuple[StateArray, ...]:
     """The flat arrays of a training state: parameters first, then the optimizer's slots."""
     names = ["params", *(f"slots/{slot}" for slot in engine.optimizer.slots)]
     return tuple(StateArray(name, engine.layout) for name in names)
-
-
-def averages(names: list[str] | tuple[str, ...], sums: Sums, prefix: str = "") -> dict[str, float]:
-    """Each metric's sum divided by its weight; NaN where nothing was weighed."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = sums[:, 0] / sums[:, 1]
-    return {prefix + name: float(value) for name, value in zip(names, values, strict=True)}
 
 
 def _dataset(value: object, what: str) -> Dataset:

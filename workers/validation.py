@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workers.reports import results
 from workers.schedule import combine
-from workers.task import averages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from workers.engine import Sums
+    from workers.reports import Report
 
 
 class Validation:
@@ -20,7 +21,7 @@ class Validation:
 
     def __init__(self, description: Mapping[str, Any], batch_size: int) -> None:
         self.num_batches = -(-description["validation_samples"] // batch_size)
-        self._names: list[str] = description["metrics"]
+        self._reports: list[Report] = description["metrics"]
         self._sums: dict[int, Sums] = {}
         self._step = -1
         self._metrics: dict[str, float] = {}
@@ -36,9 +37,9 @@ class Validation:
         self._sums[batch] = sums
 
     def finish(self, step: int) -> dict[str, float]:
-        """All batches are there: their averages, added along the tree, as `val_` metrics."""
+        """All batches are there: their sums, added along the tree, as `val_` metrics."""
         leaves = {(0, batch): sums for batch, sums in self._sums.items()}
-        self._metrics = averages(self._names, combine(leaves, len(leaves), np.add), "val_")
+        self._metrics = results(self._reports, combine(leaves, len(leaves), np.add), "val_")
         self._step, self._sums = step, {}
         return self._metrics
 
