@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from storage.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from storage.layout import Layout
     from workers.rng import Streams
@@ -23,35 +23,61 @@ if TYPE_CHECKING:
 Flat: TypeAlias = NDArray[np.float32]
 """A contiguous float32 buffer, or a slice of one, in layout order."""
 
-Batch: TypeAlias = tuple[NDArray[Any], ...]
-"""What a dataset returns for some samples, first axis = sample: usually `(x, y)`."""
+Batch: TypeAlias = tuple[Any, ...]
+"""What a dataset returns for some samples, first axis = sample: usually `(x, y)` or `(x, y, sample_weight)`.
+
+Each is an array, or a tuple or a dict of such (`workers.data.parts.Part`).
+"""
 
 Sums: TypeAlias = NDArray[np.float64]
-"""Shape (len(engine.metrics), 2): for each metric a sum over samples and the weight to divide it by."""
+"""Shape (rows, 2), added over microbatches and workers. A metric is one row, a sum over samples and the
+weight to divide it by, unless the engine has a method `reports()` that says otherwise; see
+`workers.reports`."""
 
 
 class Optimizer(Protocol):
-    """Named slots and one elementwise update, applied to any segment of the flat buffers."""
+    """Named slots and one elementwise update, applied to any piece of the flat buffers."""
 
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the state arrays kept beside the parameters, such as ("adam_m", "adam_v")."""
 
+    @property
+    def whole(self) -> tuple[tuple[int, int], ...]:
+        """Ranges [start, stop) of the buffers that no piece may cut, in ascending order."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether `update` needs sums over the whole gradient: to clip by its norm."""
+
+    def measure(self, step: int, start: int, slots: Sequence[Flat], grad: Flat) -> NDArray[np.float64]:
+        """What this piece of the mean gradient adds to the sums, such as squares by variable.
+
+        Always as many numbers. `workers.updates.measured` adds them up over all blocks.
+        """
+
     def update(
         self,
         step: int,
+        start: int,
         params: Flat,
         slots: Sequence[Flat],
         grad: Flat,
         new_params: Flat,
         new_slots: Sequence[Flat],
         scratch: Flat,
+        sums: NDArray[np.float64] | None = None,
+        knobs: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the state after step `step` (counted from 0) into `new_params` and `new_slots`.
 
-        All arrays are equally long pieces of the flat buffers; `grad` is the mean gradient. Only
-        `new_params`, `new_slots` and `scratch` are written, each element of the first two once. The result
-        of an element depends on nothing but that element, so it is the same for every cut into pieces.
+        All arrays are equally long pieces of the flat buffers that begin at element `start`; `grad` is the
+        mean gradient. Only `new_params`, `new_slots` and `scratch` are written, each element of the first two
+        once, after which its old value is not read: they may be `params` and `slots` themselves. The result
+        of an element does not depend on where the buffers are cut, except within `whole`.
+
+        `sums` is what `measure` gave, added up over the whole gradient. `knobs` are settings that something
+        has changed during training, such as {"learning_rate": 0.0005}: they go before the optimizer's own.
         """
 
     def get_config(self) -> dict[str, Any]:
@@ -72,7 +98,7 @@ class Engine(Protocol):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the rows of `Sums`; the first is "loss"."""
+        """Names of what `Sums` tell; the first is "loss"."""
 
     def init(self, params: Flat, streams: Streams) -> None:
         """In place. Fill `params` (zeros before) with initial values drawn from `streams` alone."""

@@ -59,11 +59,12 @@ from workers.messages import (
     Unreadable,
 )
 from workers.reduction import Reduction, added
+from workers.reports import num_rows, results
 from workers.saving import Saving
 from workers.schedule import batch_rows, segments, steps_per_epoch
 from workers.state import Arena, ArenaSpec
 from workers.suspicion import Suspicion
-from workers.task import averages, mismatch
+from workers.task import mismatch
 from workers.validation import Validation
 
 if TYPE_CHECKING:
@@ -324,7 +325,7 @@ class Training:
         assert description is not None, "prepared before a worker described the job"
         arrays = tuple(StateArray.from_json(array) for array in description["arrays"])
         num_slots = command.microbatches + SPARE_SLOTS
-        spec = ArenaSpec(command.place_id, arrays, num_slots, len(description["metrics"]))
+        spec = ArenaSpec(command.place_id, arrays, num_slots, num_rows(description["metrics"]))
         self._arena = open_arena(spec, command.slot)
         self._prepare = command
         self._validation = Validation(description, command.batch_size)
@@ -389,9 +390,9 @@ class Training:
     def _open_reduction(self, plan: Plan) -> None:
         arena, prepare, description = self._ready_arena(), self._ready_prepare(), self._description
         assert description is not None
-        samples, size = description["samples"], prepare.batch_size
-        last = steps_per_epoch(samples, size) - 1
-        rows = {batch_rows(samples, size, 0), batch_rows(samples, size, last)}
+        cut = (description["samples"], prepare.batch_size)
+        last = steps_per_epoch(*cut, prepare.remainder) - 1
+        rows = {batch_rows(*cut, step, prepare.remainder) for step in (0, last)}
         self._reduction = Reduction(
             self._links.exchange,
             parts_path(arena.path),
@@ -530,7 +531,8 @@ class Training:
         if peer.role == "writer":
             peer.send("open", arena.path)
             return
-        peer.send("open", arena.path, prepare.seed, prepare.batch_size, prepare.microbatches, prepare.shuffle)
+        settings = (prepare.batch_size, prepare.microbatches, prepare.shuffle, prepare.remainder)
+        peer.send("open", arena.path, prepare.seed, *settings)
         if self._reduction is not None:
             peer.send("share", self._reduction.memory.path, self._reduction.memory.count)
 
@@ -745,14 +747,15 @@ class Training:
         self._started(0, self._target, stored=False)
 
     def _begin_gradient(self) -> None:
-        assert self._prepare is not None
+        prepare = self._ready_prepare()
         assert self._description is not None
-        rows = batch_rows(self._description["samples"], self._prepare.batch_size, self._step)
+        samples = self._description["samples"]
+        rows = batch_rows(samples, prepare.batch_size, self._step, prepare.remainder)
         if self._trace is not None:
             self._dispatched_ns = time.monotonic_ns()
         self._stalled = False
         self._suspicion.begin()
-        count = min(rows, self._prepare.microbatches)
+        count = min(rows, prepare.microbatches)
         mine = range(count) if self._reduction is None else self._reduction.begin(self._step, count)
         self._begin(Phase.GRADIENT, mine)
 
@@ -793,7 +796,9 @@ class Training:
         return self._addend_slots, pieces, self._levels
 
     def _cuts(self) -> list[tuple[int, int]]:
-        return segments(self._ready_arena().spec.params.length, max(1, len(self._barrier.members)))
+        assert self._description is not None
+        whole = [(start, stop) for start, stop in self._description["whole"]]
+        return segments(self._ready_arena().spec.params.length, max(1, len(self._barrier.members)), whole)
 
     def _review(self) -> None:
         """A microbatch that is not finite, or was drawn, is computed again before it counts."""
@@ -910,7 +915,7 @@ class Training:
             totals = added([arena.sums[self._barrier.slots[i]] for i in range(len(self._barrier.slots))])
         else:
             totals = self._reduction.totals()
-        self._metrics = averages(description["metrics"], totals)
+        self._metrics = results(description["metrics"], totals)
         arena.commit(plan.attempt, plan.epoch, self._step + 1, self._target, self._aux(self._metrics))
         self._step, self._buffer = self._step + 1, self._target
         if self._disturbed_at is not None:

@@ -10,22 +10,25 @@ import os
 import select
 import threading
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from storage.errors import DataError, HoldfastError, UserCodeError
 from workers.channel import Channel, connect
-from workers.data import read_patiently
+from workers.data import ReadsAhead, read_patiently
+from workers.data.order import order_of
 from workers.deadlines import BEAT_S
 from workers.faults import Fault, planned_fault
 from workers.parts import Parts
 from workers.rng import Purpose, Streams
-from workers.schedule import batch_indices, microbatches, tree_depth, tree_sum
+from workers.schedule import batch_indices, blocks, microbatches, tree_depth, tree_sum
 from workers.state import Arena
 from workers.suspicion import all_finite
 from workers.task import Task
 from workers.tracebacks import summary, user_traceback
+from workers.updates import BLOCK, MeanGradient, longest_block, measured, update_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,9 +37,7 @@ if TYPE_CHECKING:
 
     from workers.data import Dataset
     from workers.engine import Batch
-
-BLOCK = 1 << 15
-"""Elements that an update handles at a time: the operands of a block stay in the cache."""
+    from workers.schedule import Remainder
 
 CONNECT_TIMEOUT_S = 60.0
 
@@ -110,6 +111,7 @@ class Worker:
         batch_size: int,
         num_microbatches: int,
         shuffle: bool,
+        remainder: Remainder,
     ) -> None:
         self._channel = channel
         self._task = task
@@ -118,6 +120,7 @@ class Worker:
         self._batch_size = batch_size
         self._num_microbatches = num_microbatches
         self._shuffle = shuffle
+        self._remainder = remainder
         self._arena = arena = Arena.attach(path)
         length = arena.spec.params.length
         # One array object per buffer and slot, so that engines can keep their views of them.
@@ -125,7 +128,8 @@ class Worker:
         self._states = [[b[a.name][:length] for a in arena.spec.arrays[1:]] for b in arena.buffers]
         self._grads = [grads[:length] for grads in arena.grads]
         self._parts: Parts | None = None  # of several nodes' gradients
-        self._work = np.empty((tree_depth(num_microbatches) + 2, min(BLOCK, max(length, 1))), np.float32)
+        longest = longest_block(length, task.engine.optimizer.whole)
+        self._work = np.empty((tree_depth(num_microbatches) + 2, longest), np.float32)
         self._sums_work = np.empty((tree_depth(num_microbatches), arena.spec.num_metrics, 2))
 
     def share(self, path: str, count: int) -> None:
@@ -152,18 +156,18 @@ class Worker:
         self, ticket: int, step: int, buffer: int, items: tuple[int, ...], slots: tuple[int, ...]
     ) -> None:
         """Compute the gradient of microbatches of `step`, each into its slot."""
-        data, engine = self._task.data, self._task.engine
-        indices = batch_indices(len(data), self._batch_size, self._seed, step, shuffle=self._shuffle)
-        bounds = microbatches(len(indices), self._num_microbatches)
+        engine = self._task.engine
+        samples = self._samples(step)
         for item, slot in zip(items, slots, strict=True):
             lose = self._strike(step, "forward")
             try:
-                low, high = bounds[item]
-                batch = self._read(data, indices[low:high], ticket, item)
+                of_map = Streams(self._seed, step, item, Purpose.MAP)
+                batch = self._read(self._task.data, samples[item], of_map, ticket, item)
                 if batch is None:
                     self._grads[slot][:], self._arena.sums[slot][:] = 0, 0  # of no weight in any sum
                 else:
-                    streams = Streams(self._seed, step, item)
+                    share = len(samples[item]) / sum(map(len, samples))
+                    streams = Streams(self._seed, step, item, share=share)
                     sums = engine.loss_and_grad(self._params[buffer], batch, streams, self._grads[slot])
                     self._arena.sums[slot][:] = sums
             except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
@@ -175,6 +179,7 @@ class Worker:
                 assert self._fault is not None
                 self._grads[slot][0] = self._fault.spoilt(float(self._grads[slot][0]))
             self._channel.send("done", ticket, item)
+        self._read_ahead(step + 1, items)
 
     def update(
         self,
@@ -188,37 +193,32 @@ class Worker:
     ) -> None:
         """Sum the slots along the tree and apply the optimizer, for segments (item, start, stop).
 
-        With `levels`, the slots are parts of several nodes, of those levels of the tree.
+        With `levels`, the slots are parts of several nodes, of those levels of the tree. A step without any
+        weight changes nothing.
         """
         optimizer = self._task.engine.optimizer
-        params, new_params = self._params[source], self._params[target]
-        states, new_states = self._states[source], self._states[target]
+        old = (self._params[source], self._states[source])
+        new = (self._params[target], self._states[target])
         memory = self._arena if levels is None else self._parts
         assert memory is not None
         leaves = [self._grads[slot] if levels is None else memory.grads[slot] for slot in slots]
-        sums = tree_sum([memory.sums[slot] for slot in slots], list(self._sums_work), levels)
-        weight = np.float32(sums[0, 1] or 1.0)  # without any weight the gradient is zero
-        work, mean, scratch = self._work[:-2], self._work[-2], self._work[-1]
+        totals = tree_sum([memory.sums[slot] for slot in slots], list(self._sums_work), levels)
+        weight, scratch = np.float32(totals[0, 1]), self._work[-1]
+        mean = MeanGradient(leaves, levels, weight or np.float32(1), self._work[:-1])
+        try:
+            sums = measured(optimizer, step, old[1], mean, len(old[0]))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
+            self._report(ticket, items[0][0], error)
+            return
         for item, start, stop in items:
             flip, finite = self._strike(step, "reduce"), True
             try:
-                for low in range(start, stop, BLOCK):
-                    high = min(low + BLOCK, stop)
-                    size = high - low
-                    total = tree_sum([leaf[low:high] for leaf in leaves], [w[:size] for w in work], levels)
-                    np.divide(total, weight, out=mean[:size])
+                for low, high in blocks(start, stop, BLOCK, optimizer.whole):
+                    gradient = mean(low, high)
                     if flip:
-                        mean[0] = np.nan
-                    finite = finite and all_finite(mean[:size])
-                    optimizer.update(
-                        step,
-                        params[low:high],
-                        [state[low:high] for state in states],
-                        mean[:size],
-                        new_params[low:high],
-                        [state[low:high] for state in new_states],
-                        scratch[:size],
-                    )
+                        gradient[0] = np.nan
+                    finite = finite and all_finite(gradient)
+                    update_block(optimizer, step, (low, high), old, new, gradient, weight, scratch, sums)
                     if 2 * high >= start + stop:
                         self._strike(step, "update")
             except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
@@ -249,7 +249,8 @@ class Worker:
             low = item * self._batch_size
             indices = np.arange(low, min(low + self._batch_size, len(validation)))
             try:
-                batch = self._read(validation, indices, ticket, item)
+                of_map = Streams(self._seed, 0, item, Purpose.EVALUATE)
+                batch = self._read(validation, indices, of_map, ticket, item)
                 if batch is None:
                     sums = np.zeros((self._arena.spec.num_metrics, 2))
                 else:
@@ -259,14 +260,36 @@ class Worker:
                 continue
             self._channel.send("done", ticket, item, sums)
 
-    def _read(self, data: Dataset, indices: NDArray[np.int64], ticket: int, item: int) -> Batch | None:
+    def _samples(self, step: int) -> list[NDArray[np.int64]]:
+        """The samples of each microbatch of `step`."""
+        data = self._task.data
+        indices = batch_indices(
+            len(data),
+            self._batch_size,
+            self._seed,
+            step,
+            shuffle=self._shuffle,
+            remainder=self._remainder,
+            order=partial(order_of, data),
+        )
+        return [indices[low:high] for low, high in microbatches(len(indices), self._num_microbatches)]
+
+    def _read_ahead(self, step: int, items: tuple[int, ...]) -> None:
+        """Let a dataset that can do so read what this worker will probably be asked for in `step`."""
+        if isinstance(self._task.data, ReadsAhead):
+            samples = self._samples(step)
+            self._task.data.prefetch(np.concatenate([samples[item] for item in items if item < len(samples)]))
+
+    def _read(
+        self, data: Dataset, indices: NDArray[np.int64], streams: Streams, ticket: int, item: int
+    ) -> Batch | None:
         """Take samples, again if they cannot be read; None if they never can, and the job skips such."""
 
         def tell(message: str) -> None:
             self._channel.send("unreadable", ticket, item, message, False)
 
         try:
-            return read_patiently(data, indices, tell)
+            return read_patiently(data, indices, tell, streams)
         except DataError as error:
             if not self._task.skips_unreadable:
                 raise

@@ -81,7 +81,7 @@ class Player:
 
     def open(self, path: str, *settings: Any) -> None:
         if self.role == "worker":
-            assert settings == (0, BATCH, self.world.microbatches, True)
+            assert settings == (0, BATCH, self.world.microbatches, True, "keep")
         self.arena = Arena.attach(path)
         self.next()
 

@@ -33,6 +33,7 @@ from storage.layout import Layout, StateArray
 from storage.manifest import Base
 from workers import messages as m
 from workers.processes import ProcessId
+from workers.reports import mean
 from workers.schedule import batch_rows, tree_depth, tree_sum
 from workers.state import Arena
 from workers.training import Training
@@ -139,7 +140,7 @@ class Player:
 
     def open(self, path: str, *settings: Any) -> None:
         if self.role == "worker":
-            assert settings == (0, BATCH, self.sim.microbatches, True)
+            assert settings == (0, BATCH, self.sim.microbatches, True, "keep")
         self.arena = Arena.attach(path)
         self.next()
 
@@ -496,7 +497,8 @@ class Sim:
     def description(self) -> dict[str, Any]:
         return {
             "arrays": [array.to_json() for array in ARRAYS],
-            "metrics": ["loss"],
+            "whole": [],
+            "metrics": [mean("loss")],
             "samples": NUM_SAMPLES,
             "validation_samples": self.validation,
             "fingerprint": {"numpy": "2"},

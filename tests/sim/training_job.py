@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.layout import Layout, StateArray
+from workers.reports import mean, results
 from workers.schedule import batch_rows, tree_depth, tree_sum
-from workers.task import averages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,7 @@ def reference(step: int, microbatches: int) -> tuple[State, dict[str, float]]:
         return initial(), {}
     state, _ = reference(step - 1, microbatches)
     leaves = [gradient(state[0], step - 1, i) for i in range(num_items(step - 1, microbatches))]
-    metrics = averages(["loss"], total_of([sums for _, sums in leaves]))
+    metrics = results([mean("loss")], total_of([sums for _, sums in leaves]))
     return update(state, total_of([grad for grad, _ in leaves]), 0, LENGTH), metrics
 
 
@@ -85,7 +85,8 @@ def description(validation_samples: int) -> dict[str, Any]:
     """What a worker says that the job is."""
     return {
         "arrays": [array.to_json() for array in ARRAYS],
-        "metrics": ["loss"],
+        "whole": [],
+        "metrics": [mean("loss")],
         "samples": NUM_SAMPLES,
         "validation_samples": validation_samples,
         "fingerprint": FINGERPRINT,
