@@ -1,0 +1,222 @@
+"""Models: layers put together, compiled with an optimizer, a loss and metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from storage.errors import ConfigurationError
+from workers.nn import optimizers
+from workers.nn.compiled import Compiled
+from workers.nn.functional import layers_between, replay
+from workers.nn.functional_config import from_config, to_config
+from workers.nn.layers.base import Layer, unique_name
+from workers.nn.layers.registry import LAYERS
+from workers.nn.lookup import check
+from workers.nn.summary import summary_text
+from workers.nn.tensor import KerasTensor, Spec, leaves, map_structure
+from workers.nn.trainer import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import DTypeLike
+
+    from workers.nn.engine import ModelEngine
+    from workers.nn.local import LocalTraining
+    from workers.nn.variables import Variable
+
+
+class Model(Trainer, Layer):
+    """A layer that can be trained. `nn.Model(inputs, outputs)` is a functional model; a subclass gives
+    `call`.
+
+    A layer that was given no name gets that of its class, numbered within the model: "dense", "dense_1".
+    Variables are named after it: "dense/kernel"; in a subclass after the attribute.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A `Functional` where inputs and outputs are given."""
+        given = (len(args) >= 2 or "outputs" in kwargs) and cls is Model
+        return super().__new__(Functional if given else cls)
+
+    def __init__(self, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self._compiled: Compiled | None = None
+        self._local: LocalTraining | None = None
+        self.seed: int | None = None
+        self.stop_training = False
+
+    # -- layers -------------------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers that the model holds itself."""
+        return [child for _, child in self.children() if isinstance(child, Layer)]
+
+    def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
+        """A layer by its name or by its place. ConfigurationError if there is none."""
+        if index is not None:
+            check(-len(self.layers) <= index < len(self.layers), f"the model has {len(self.layers)} layers")
+            return self.layers[index]
+        for key, child in self.children():
+            if isinstance(child, Layer) and name in (child.name, key):
+                return child
+        raise ConfigurationError(
+            f"the model has no layer {name!r}: it has {', '.join(layer.name for layer in self.layers)}"
+        )
+
+    @property
+    def input_spec(self) -> Any:
+        """A structure of the specs of what goes in; ConfigurationError if it is not known yet."""
+        if self._built_with is None:
+            raise ConfigurationError(
+                "the model's input shape is unknown: begin it with nn.Input((features,)), call it, or "
+                "build it"
+            )
+        return _specs(self._built_with, self.dtype)
+
+    @property
+    def input_shape(self) -> Any:
+        """The shape of what goes in; None stands for the number of samples."""
+        return map_structure(lambda spec: spec.shape, self.input_spec)
+
+    @property
+    def output_shape(self) -> Any:
+        """The shape of what comes out; None stands for the number of samples."""
+        return self.compute_output_shape(self.input_shape)
+
+    def build(self, input_shape: Any) -> None:
+        """Make all variables, for this shape of the input; None is the number of samples."""
+        if not self.built:
+            self._built_with = input_shape
+            self.built = True
+            self.compute_output_shape(input_shape)
+
+    def summary(
+        self, line_length: int | None = None, print_fn: Callable[[str], object] | None = None
+    ) -> None:
+        """Print the layers, the shapes they give and the numbers of their parameters, as Keras does."""
+        (print if print_fn is None else print_fn)(summary_text(self, line_length))
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        metrics: Any = None,
+        loss_weights: Any = None,
+        weighted_metrics: Any = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: str | bool = "auto",
+        auto_scale_loss: bool = True,
+    ) -> None:
+        """In place. Say how the model is trained; each may be an object or its Keras name.
+
+        `loss` and `metrics` of a model with several outputs are structures as the outputs are. The last
+        four are taken for Keras's sake: a model is always traced once, and runs a step at a time.
+        """
+        if isinstance(metrics, str):
+            raise ConfigurationError(f"compile: metrics must be a list, such as [{metrics!r}]")
+        self._compiled = Compiled(
+            optimizers.get(optimizer), loss, loss_weights, metrics or [], weighted_metrics or []
+        )
+        if self.built:
+            self._compiled.resolve(self.output_shape)
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer that the model was compiled with; None before."""
+        return None if self._compiled is None else self._compiled.optimizer
+
+    def engine(self, dtype: DTypeLike = np.float32) -> ModelEngine:
+        """What the runtime trains, as `workers.engine.Engine`; all training is in float32."""
+        from workers.nn.engine import ModelEngine
+
+        if self._compiled is None:
+            raise ConfigurationError(
+                'the model is not compiled: call compile first, such as model.compile("adam", "mse")'
+            )
+        return ModelEngine(self, self._compiled, dtype)
+
+
+class Functional(Model):
+    """A model of the layers that lead from some tensors to others."""
+
+    def __init__(
+        self, inputs: Any = None, outputs: Any = None, *, name: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(name=name or "functional", **kwargs)
+        for tensor in leaves((inputs, outputs)):
+            if not isinstance(tensor, KerasTensor):
+                raise ConfigurationError(f"Model: inputs and outputs are made of nn.Input, not {tensor!r}")
+        self.inputs = inputs
+        self.outputs = outputs
+        self._order = layers_between(inputs, outputs)
+        sources = [t.history.layer for t in leaves(inputs) if t.history is not None]
+        self._functional_layers: list[Layer] = []
+        for layer in [*sources, *(layer for layer, _ in self._order)]:
+            if all(layer is not other for other in self._functional_layers):
+                self._functional_layers.append(layer)
+        name_layers(self._functional_layers)
+        self._built_with = map_structure(lambda tensor: tensor.shape, inputs)
+        self.built = True
+
+    def children(self) -> Iterator[tuple[str, Layer | Variable]]:
+        """The model's layers by name."""
+        return ((layer.name, layer) for layer in self._functional_layers)
+
+    @property
+    def input_spec(self) -> Any:
+        """A structure of the specs of what goes in."""
+        return map_structure(lambda tensor: tensor.spec, self.inputs)
+
+    @property
+    def output_shape(self) -> Any:
+        """The shape of what comes out; None stands for the number of samples."""
+        return map_structure(lambda tensor: tensor.shape, self.outputs)
+
+    def call(self, inputs: Any) -> Any:
+        """What the layers give."""
+        return replay(self.inputs, self.outputs, self._order, inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        """The architecture as JSON values: no weights, no compile settings."""
+        parts = to_config(self._functional_layers, self._order, self.inputs, self.outputs)
+        return {"name": self.name, "trainable": self.trainable, **parts}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Functional:
+        """A new, uncompiled model of the same architecture."""
+        inputs, outputs = from_config(config)
+        model = cls(inputs, outputs, name=config["name"])
+        if not config.get("trainable", True):
+            model.trainable = False
+        return model
+
+
+def name_layers(layers: Sequence[Layer]) -> None:
+    """In place. Give a name of its class, numbered, to each layer without one; names must be different."""
+    taken: set[str] = set()
+    for layer in layers:
+        if layer.is_named:
+            check(layer.name not in taken, f"two layers are named {layer.name!r}: give each its own name=")
+            taken.add(layer.name)
+    for layer in layers:
+        if not layer.is_named:
+            layer.name = unique_name(layer.stem, taken)
+            taken.add(layer.name)
+
+
+def _specs(shapes: Any, dtype: str) -> Any:
+    if isinstance(shapes, dict):
+        return {key: _specs(shape, dtype) for key, shape in shapes.items()}
+    if all(n is None or isinstance(n, int) for n in shapes):
+        return Spec((None, *shapes[1:]), dtype)
+    return tuple(_specs(shape, dtype) for shape in shapes)
+
+
+LAYERS["Functional"] = Functional
