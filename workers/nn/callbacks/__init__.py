@@ -1,0 +1,24 @@
+"""`nn.callbacks`: what is done between epochs and batches, under Keras's names and with its defaults."""
+
+from __future__ import annotations
+
+from workers.nn.callbacks.averaging import SwapEMAWeights
+from workers.nn.callbacks.base import Callback, CallbackList
+from workers.nn.callbacks.logs import CSVLogger, History, LambdaCallback
+from workers.nn.callbacks.progress import ProgbarLogger
+from workers.nn.callbacks.rates import LearningRateScheduler, ReduceLROnPlateau
+from workers.nn.callbacks.stopping import EarlyStopping, TerminateOnNaN
+
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "CallbackList",
+    "EarlyStopping",
+    "History",
+    "LambdaCallback",
+    "LearningRateScheduler",
+    "ProgbarLogger",
+    "ReduceLROnPlateau",
+    "SwapEMAWeights",
+    "TerminateOnNaN",
+]

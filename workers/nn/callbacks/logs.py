@@ -1,0 +1,100 @@
+"""Callbacks that write down what happens."""
+
+from __future__ import annotations
+
+import csv
+import os
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+
+from workers.nn.callbacks.base import Callback, Logs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class History(Callback):
+    """`fit` returns one: `history` has a list for each metric, with a value for each epoch in `epoch`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoch: list[int] = []
+        self.history: dict[str, list[float]] = {}
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Forget what an earlier training gave."""
+        self.epoch, self.history = [], {}
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """Keep the metrics."""
+        self.epoch.append(epoch)
+        for name, value in (logs or {}).items():
+            self.history.setdefault(name, []).append(value)
+
+
+class CSVLogger(Callback):
+    """A line for each epoch in a CSV file, with the names of the metrics above. `append` goes on with a
+    file."""
+
+    remembers: ClassVar = ("keys",)
+
+    def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
+        super().__init__()
+        self.filename = os.fspath(filename)
+        self.separator = separator
+        self.append = append
+        self.keys: list[str] | None = None
+        self._file: TextIO | None = None
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Open the file."""
+        exists = self.append and os.path.exists(self.filename) and os.path.getsize(self.filename) > 0
+        if exists:
+            with open(self.filename, encoding="utf-8", newline="") as file:
+                head = next(csv.reader(file, delimiter=self.separator), ["epoch"])
+            self.keys = head[1:]
+        self._file = open(  # noqa: SIM115 open until the end of training
+            self.filename, "a" if self.append else "w", encoding="utf-8", newline=""
+        )
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """Write a line."""
+        assert self._file is not None
+        writer = csv.writer(self._file, delimiter=self.separator)
+        if self.keys is None:
+            self.keys = sorted(logs or {})
+            writer.writerow(["epoch", *self.keys])
+        writer.writerow([epoch, *((logs or {}).get(key, "NA") for key in self.keys)])
+        self._file.flush()
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class LambdaCallback(Callback):
+    """Calls functions: `LambdaCallback(on_epoch_end=lambda epoch, logs: ...)`."""
+
+    def __init__(
+        self,
+        on_epoch_begin: Callable[..., Any] | None = None,
+        on_epoch_end: Callable[..., Any] | None = None,
+        on_train_begin: Callable[..., Any] | None = None,
+        on_train_end: Callable[..., Any] | None = None,
+        on_train_batch_begin: Callable[..., Any] | None = None,
+        on_train_batch_end: Callable[..., Any] | None = None,
+        **kwargs: Callable[..., Any],
+    ) -> None:
+        super().__init__()
+        given = {
+            "on_epoch_begin": on_epoch_begin,
+            "on_epoch_end": on_epoch_end,
+            "on_train_begin": on_train_begin,
+            "on_train_end": on_train_end,
+            "on_train_batch_begin": on_train_batch_begin,
+            "on_train_batch_end": on_train_batch_end,
+        }
+        for moment, function in {**given, **kwargs}.items():
+            if function is not None:
+                setattr(self, moment, function)
