@@ -126,5 +126,5 @@ $(PEERS_VENV)/.installed: pyproject.toml constraints.txt Makefile
 	@python=$$($(find_python)) && $$python -m venv $(PEERS_VENV)
 	@echo "installing Holdfast and its peers into $(PEERS_VENV)"
 	@$(PEERS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile -c constraints.txt \
-		-e '.[test]' tensorstore
+		-e '.[test]' tensorstore 'keras==3.15.1' jax torch==2.13.0
 	@touch $@

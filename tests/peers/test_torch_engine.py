@@ -1,0 +1,185 @@
+"""A PyTorch module in the same jobs, checkpoints and recovery as our own models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from storage.errors import ConfigurationError
+from workers import nn
+from workers.rng import Purpose, Streams
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: make peers installs it")
+
+if TYPE_CHECKING:
+    from tests.integration.harness import Place
+
+pytestmark = pytest.mark.peers
+
+JOB = """
+import numpy as np
+import torch
+from orchestrator import Checkpoints, Job
+from orchestrator.examples.digits import digits
+from workers.data import ArrayDataset
+from workers.pytorch import TorchEngine
+
+def model():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 48), torch.nn.BatchNorm1d(48), torch.nn.ReLU(),
+        torch.nn.Dropout(0.2), torch.nn.Linear(48, 10),
+    )
+    loss = torch.nn.CrossEntropyLoss(reduction="none")
+    return TorchEngine(module, loss, "adam", {"accuracy": lambda z, y: (z.argmax(1) == y).float()})
+
+def data(test=False):
+    found = digits(test=test)
+    x, y = found.take(np.arange(len(found)))
+    return ArrayDataset(x.astype("float32") / 16, y)
+
+def job(steps: int = 600):
+    return Job(model=model, data=data, validation=lambda: data(True), batch_size=64, microbatches=4,
+               steps=steps, checkpoints=Checkpoints(every_steps=50))
+"""
+
+
+@pytest.mark.timeout(280)
+def test_the_digits_end_in_the_same_digest_whatever_dies(place: Place) -> None:
+    place.file("torch_job.py", JOB)
+    words = [
+        "--faults",
+        "worker,all",
+        "--every",
+        "2",
+        "--count",
+        "4",
+        "--seed",
+        "3",
+        "--workers",
+        "2",
+        "--json",
+    ]
+    report = place.cli("chaos", "torch_job.py", *words, timeout_s=250).expect(0).json
+    assert report["holds"] is True
+    assert sum(report["delivered"].values()) == 4
+    assert report["state_digests"]["undisturbed"] == report["state_digests"]["disturbed"]
+    alone = (
+        place.cli(
+            "run",
+            "torch_job.py",
+            "--run-dir",
+            "alone",
+            "--workers",
+            "1",
+            "--runtime",
+            "process",
+            "--steps",
+            "300",
+            "--json",
+            timeout_s=120,
+        )
+        .expect(0)
+        .json
+    )
+    more = (
+        place.cli(
+            "run",
+            "torch_job.py",
+            "--run-dir",
+            "more",
+            "--workers",
+            "3",
+            "--runtime",
+            "process",
+            "--steps",
+            "300",
+            "--json",
+            timeout_s=120,
+        )
+        .expect(0)
+        .json
+    )
+    assert alone["state_digest"] == more["state_digest"]
+    assert alone["metrics"]["val_accuracy"] > 0.9
+
+
+def engine(module: Any, **options: Any) -> Any:
+    from workers.pytorch import TorchEngine
+
+    return TorchEngine(module, torch.nn.MSELoss(reduction="none"), "sgd", **options)
+
+
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((5, 4)).astype(np.float32), rng.standard_normal((5, 2)).astype(np.float32)
+
+
+def test_gradients_are_those_of_pytorch_and_land_in_the_given_buffer() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    x, y = batch()
+    expected = torch.autograd.grad(
+        torch.nn.functional.mse_loss(module(torch.from_numpy(x)), torch.from_numpy(y), reduction="sum"),
+        list(module.parameters()),
+    )
+    made = engine(module)
+    params, out = np.zeros((2, made.layout.length), np.float32)
+    made.init(params, Streams(0, purpose=Purpose.INIT))
+    out[:] = np.nan
+    sums = made.loss_and_grad(params, (x, y), Streams(0), out)
+    assert sums[0, 1] == y.size
+    for view, gradient in zip(made.layout.views(out).values(), expected, strict=True):
+        np.testing.assert_allclose(view, gradient.numpy(), rtol=1e-6)
+    name = "0/weight"
+    assert np.shares_memory(module[0].weight.detach().numpy(), made.layout.views(params)[name])
+    assert np.shares_memory(module[0].weight.grad.numpy(), made.layout.views(out)[name])
+
+
+def test_running_statistics_are_the_mean_of_what_microbatches_make_of_them() -> None:
+    made = engine(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.BatchNorm1d(2)))
+    params, out = np.zeros((2, made.layout.length), np.float32)
+    made.init(params, Streams(0, purpose=Purpose.INIT))
+    before = params.copy()
+    sums = made.loss_and_grad(params, batch(), Streams(0), out)
+    assert (params == before).all()
+    reference = torch.nn.BatchNorm1d(2)
+    x = torch.from_numpy(batch()[0])
+    weight = made.layout.views(params)
+    reference(x @ torch.from_numpy(weight["0/weight"]).T + torch.from_numpy(weight["0/bias"]))
+    found = made.layout.views(out)["1/running_mean"] / sums[0, 1]
+    np.testing.assert_allclose(found, reference.running_mean.numpy(), rtol=1e-5)
+
+
+def test_dropout_is_a_function_of_seed_step_and_microbatch() -> None:
+    made = engine(torch.nn.Sequential(torch.nn.Linear(4, 50), torch.nn.Dropout(0.5), torch.nn.Linear(50, 2)))
+    params = np.zeros(made.layout.length, np.float32)
+    made.init(params, Streams(0, purpose=Purpose.INIT))
+
+    def gradient(streams: Streams) -> bytes:
+        out = np.zeros_like(params)
+        made.loss_and_grad(params, batch(), streams, out)
+        return out.tobytes()
+
+    assert gradient(Streams(1, 2, 3)) == gradient(Streams(1, 2, 3))
+    assert (
+        len({gradient(s) for s in (Streams(1, 2, 3), Streams(2, 2, 3), Streams(1, 3, 3), Streams(1, 2, 4))})
+        == 4
+    )
+
+
+def test_mistakes_are_refused_in_one_line() -> None:
+    from workers.pytorch import TorchEngine
+
+    made = TorchEngine(torch.nn.Linear(4, 2), torch.nn.MSELoss(), nn.optimizers.SGD())
+    params = np.zeros(made.layout.length, np.float32)
+    with pytest.raises(ConfigurationError, match="one value per sample"):
+        made.evaluate(params, batch())
+    with pytest.raises(ConfigurationError, match="float64"):
+        engine(torch.nn.Linear(4, 2, dtype=torch.float64))
+    frozen = torch.nn.Linear(4, 2)
+    for parameter in frozen.parameters():
+        parameter.requires_grad = False
+    with pytest.raises(ConfigurationError, match="nothing to train"):
+        engine(frozen)
