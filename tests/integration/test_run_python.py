@@ -230,3 +230,61 @@ def test_a_killed_agent_shows_no_traceback_of_its_workers(place: Place) -> None:
     outcome.done()
     assert "Traceback" not in outcome.stderr, str(outcome)
     place.assert_nothing_left()
+
+
+RULES = (
+    NOTEBOOK
+    + """
+def model():
+    m = nn.Sequential([
+        nn.Input((6,)),
+        nn.Dense(120, activation="relu", kernel_constraint="unit_norm", kernel_regularizer="l2"),
+        nn.Dense(400, activation="relu", kernel_constraint=nn.constraints.MaxNorm(0.5)),
+        nn.Dense(5, trainable=False),
+        nn.Dense(3, bias_constraint="non_neg"),
+    ])
+    rate = nn.optimizers.schedules.CosineDecay(0.01, 12)
+    optimizer = nn.optimizers.AdamW(rate, clipnorm=0.05, use_ema=True, gradient_accumulation_steps=2)
+    m.compile(optimizer, nn.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return m
+
+results = [train("alone", workers=1), train("shared"), train("resumed", 5), train("resumed")]
+print(json.dumps([[r.step, r.state_digest] for r in results]))
+"""
+)
+
+
+def test_norms_constraints_and_averages_are_the_same_for_every_number_of_workers(place: Place) -> None:
+    alone, shared, half, resumed = json.loads(program(place, "-c", RULES).expect(0).stdout)
+    assert half[0] == 5
+    assert half[1] != alone[1]
+    assert alone == shared == resumed
+    place.assert_nothing_left()
+
+
+SEQUENCES = (
+    NOTEBOOK
+    + """
+def model():
+    tokens = nn.Input((6,), dtype="int32")
+    x = nn.Embedding(9, 8, mask_zero=True)(tokens)
+    x = nn.Dropout(0.3)(nn.LSTM(8, return_sequences=True, dropout=0.2, recurrent_dropout=0.2)(x))
+    x = nn.layers.add([x, nn.MultiHeadAttention(2, 4, dropout=0.1)(x, x)])
+    m = nn.Model(tokens, nn.Dense(3)(nn.Bidirectional(nn.GRU(4))(x)))
+    m.compile("adam", nn.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return m
+
+def data():
+    rng = np.random.default_rng(1)
+    return ArrayDataset(rng.integers(0, 9, (40, 6)), rng.integers(0, 3, 40))
+
+results = [train("alone", workers=1), train("shared")]
+print(json.dumps([[r.step, r.state_digest] for r in results]))
+"""
+)
+
+
+def test_sequences_with_masks_and_dropout_are_the_same_for_every_number_of_workers(place: Place) -> None:
+    alone, shared = json.loads(program(place, "-c", SEQUENCES).expect(0).stdout)
+    assert alone == shared
+    place.assert_nothing_left()

@@ -23,6 +23,7 @@ STORAGE_FORMATS_AND_DISPLAY = {
     "gcs",
     "azure",
     "ssh",
+    "images",
     "hdf5",
     "safetensors",
     "onnx",

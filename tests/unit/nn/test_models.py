@@ -87,7 +87,7 @@ def test_keras_names_stand_for_objects() -> None:
     model = guide()
     model.compile(optimizer="sgd", loss="sparse_categorical_crossentropy", metrics=["acc", "mse"])
     assert model.engine().metrics == ("loss", "acc", "mse")
-    assert isinstance(model.engine().optimizer, nn.optimizers.SGD)
+    assert isinstance(model.optimizer, nn.optimizers.SGD)
     for name in ("adam", "sgd", "Adam"):
         nn.optimizers.get(name)
     for name in ("mse", "mean_squared_error", "MeanSquaredError"):
@@ -113,11 +113,10 @@ SCCE = "sparse_categorical_crossentropy"
         (lambda: nn.Sequential([nn.Input((4,)), "dense"]), "made of layers.*not str"),
         (lambda: nn.Sequential([nn.Dense(2, name="a"), nn.Dense(2, name="a")]), "two layers are named 'a'"),
         (lambda: nn.Sequential([nn.Dense(2)]).summary(), "begin it with nn.Input"),
-        (lambda: nn.Sequential([nn.Dense(2)]).engine(), "begin it with nn.Input"),
+        (lambda: nn.Sequential([nn.Dense(2)]).input_spec, "begin it with nn.Input"),
         (lambda: guide().engine(), "not compiled: call compile first"),
-        (lambda: guide().compile("adamm", "mse"), "unknown optimizer 'adamm'.*adam, sgd"),
+        (lambda: guide().compile("adamm", "mse"), "unknown optimizer 'adamm'.*adam, .*sgd"),
         (lambda: guide().compile("adam", "mes"), "unknown loss 'mes'.*mse"),
-        (lambda: guide().compile("adam", "mse", ["accuracy"]), "'accuracy' needs"),
         (lambda: guide().compile("adam", "mse", ["x"]), "unknown metric 'x'.*accuracy"),
         (
             lambda: guide().compile("adam", SCCE, "accuracy"),

@@ -31,6 +31,7 @@ DESCRIPTION: dict[str, Any] = {
     "engine": {},
     "optimizer": {},
     "data": {},
+    "samples": 40,
     "fingerprint": {},
 }
 

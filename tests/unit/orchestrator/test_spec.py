@@ -15,7 +15,14 @@ from orchestrator.execution import Request
 from orchestrator.identity import FIXED, check_is_training, check_settings, settings_identity
 from orchestrator.life import check_beat, own_life
 from orchestrator.result import Result, finite
-from orchestrator.spec import Checkpoints, Job, RestartPolicy, check_microbatches, check_workers
+from orchestrator.spec import (
+    Checkpoints,
+    Job,
+    RestartPolicy,
+    check_microbatches,
+    check_remainder,
+    check_workers,
+)
 from orchestrator.totals import Totals
 from storage.errors import ConfigurationError, CorruptCheckpoint, IdentityMismatch
 
@@ -69,6 +76,19 @@ def test_the_limits_themselves_are_fine() -> None:
 def test_what_cannot_be_a_job_is_refused_saying_what_to_write(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         make(**changes)
+
+
+def test_the_remainder_is_kept_dropped_or_padded() -> None:
+    with pytest.raises(ConfigurationError, match=r"remainder='fill'.*'keep', 'drop' or 'pad'"):
+        make(remainder="fill")
+
+
+def test_dropping_must_leave_a_batch() -> None:
+    check_remainder(make(remainder="drop"), make().batch_size)
+    for remainder in ("keep", "pad"):
+        check_remainder(make(remainder=remainder), 1)
+    with pytest.raises(ConfigurationError, match=r"the 3 samples .* leaves none: give a smaller batch_size"):
+        check_remainder(make(remainder="drop"), 3)
 
 
 def test_shuffle_is_true_or_false() -> None:
@@ -155,7 +175,8 @@ def test_the_same_settings_are_the_same_run_and_give_its_microbatches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("seed", 8), ("batch_size", 33), ("microbatches", 5), ("shuffle", False)]
+    ("name", "value"),
+    [("seed", 8), ("batch_size", 33), ("microbatches", 5), ("shuffle", False), ("remainder", "pad")],
 )
 def test_every_setting_that_decides_bits_is_compared_and_named(name: str, value: Any) -> None:
     identity = settings_identity(make(), 4)
