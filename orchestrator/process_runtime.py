@@ -19,6 +19,7 @@ from orchestrator.runtime import DEAD_S, HEARTBEAT_S, START_S
 from workers.arithmetic import single_threaded_environment
 from workers.channel import Channel, address_for, connect
 from workers.main import resolve
+from workers.messages import Lost
 from workers.processes import Watch
 
 if TYPE_CHECKING:
@@ -155,7 +156,20 @@ class ProcessRuntime:
         for node, agent in [*self._agents.items()]:
             if (silence := _silence(agent)) is not None:
                 events.append(self._lost(node, *silence))
+        self._see_ends(events)
         return [*events, *self._exited()], self._progress
+
+    def _see_ends(self, events: Sequence[Event]) -> None:
+        """Wait for the ends of processes that agents miss: sockets close a moment before they can be seen."""
+        missed = {
+            (event.node, event.event.role, event.event.rank, event.event.generation)
+            for event in events
+            if isinstance(event, Heard) and isinstance(event.event, Lost) and not event.event.cause
+        }
+        for child in self._children:
+            if (child.node, child.role, child.rank, child.generation) in missed:
+                with suppress(subprocess.TimeoutExpired):
+                    child.process.wait(0.2)
 
     def _speak(self, agent: _Agent, attempt: int) -> None:
         if agent.listening is None:
