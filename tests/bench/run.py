@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import checkpoint as bench_checkpoint  # noqa: E402
+import core as bench_core  # noqa: E402
 import faults as bench_faults  # noqa: E402
 from training import LIMIT_S, Run, train  # noqa: E402, F401
 
@@ -144,6 +145,9 @@ def catalog(place: Path, options: argparse.Namespace) -> Rows:
 
 BENCHMARKS = {
     "step-time": step_time,
+    "core-steps": bench_core.steps,
+    "core-adam": bench_core.adam,
+    "core-models": bench_core.models,
     "recovery": bench_faults.recovery,
     "recovery-ray": bench_faults.recovery_on_ray,
     "node-crash": bench_faults.node_crash,

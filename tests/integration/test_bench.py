@@ -13,7 +13,18 @@ BENCH = Path(__file__).resolve().parents[1] / "bench" / "run.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["step-time", "recovery", "overhead", "checkpoint-stall", "checkpoint", "catalog", "first-step"]
+    "name",
+    [
+        "step-time",
+        "core-adam",
+        "core-models",
+        "recovery",
+        "overhead",
+        "checkpoint-stall",
+        "checkpoint",
+        "catalog",
+        "first-step",
+    ],
 )
 def test_a_benchmark_runs(name: str) -> None:
     command = [sys.executable, str(BENCH), "--tiny", "--only", name]
