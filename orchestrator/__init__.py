@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from orchestrator.fitting import fit
 from orchestrator.result import Result
 from orchestrator.spec import Checkpoints, Job, RestartPolicy
 
 if TYPE_CHECKING:
     from orchestrator.coordinator import Observer
 
-__all__ = ["Checkpoints", "Job", "RestartPolicy", "Result", "run"]
+__all__ = ["Checkpoints", "Job", "RestartPolicy", "Result", "fit", "run"]
 
 
 def run(

@@ -6,9 +6,16 @@ import ctypes
 import os
 import platform
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from threadpoolctl import ThreadpoolController
 
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
@@ -40,16 +47,43 @@ def settle_arithmetic() -> None:
         _flush_denormals()
 
 
-def _flush_denormals() -> None:
-    """Set the processor's control register through the C library; elsewhere than on glibc nothing happens."""
+@contextmanager
+def as_workers_compute() -> Iterator[None]:
+    """While it lasts, this thread computes as workers do, so that it gets the same bits."""
+    before = None
+    with _pools().limit(limits=1):
+        with suppress(OSError, AttributeError):
+            before = _flush_denormals()
+        try:
+            yield
+        finally:
+            if before is not None:
+                ctypes.CDLL("libm.so.6").fesetenv(before)
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    """The thread pools of this process; to look for them takes half a millisecond."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def _flush_denormals() -> ctypes.Array[ctypes.c_uint32] | None:
+    """Set the processor's control register through the C library; returns the environment that it had.
+
+    Elsewhere than on glibc nothing happens.
+    """
     if sys.platform != "linux" or platform.machine() not in _FLUSH:
-        return
+        return None
     word, bits = _FLUSH[platform.machine()]
     libm = ctypes.CDLL("libm.so.6")
-    environment = (ctypes.c_uint32 * 16)()
-    if libm.fegetenv(environment) == 0:
-        environment[word] |= bits
-        libm.fesetenv(environment)
+    before, environment = (ctypes.c_uint32 * 16)(), (ctypes.c_uint32 * 16)()
+    if libm.fegetenv(before) or libm.fegetenv(environment):
+        return None
+    environment[word] |= bits
+    libm.fesetenv(environment)
+    return before
 
 
 def denormals_are_kept() -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workers.arithmetic import as_workers_compute
 from workers.nn.numerics import aligned_empty
 from workers.nn.tensor import leaves, map_structure
 from workers.reports import reports_of
@@ -54,6 +55,10 @@ class LocalTraining:
 
     def step(self, batch: Any, seed: int, count: int) -> Sums:
         """In place. Train on a batch, cut into `count` microbatches; the sums of all metrics."""
+        with as_workers_compute():
+            return self._step(batch, seed, count)
+
+    def _step(self, batch: Any, seed: int, count: int) -> Sums:
         step = int(self._optimizer.iterations.numpy())
         rows = len(leaves(batch)[0])
         bounds = microbatches(rows, count)
@@ -71,7 +76,8 @@ class LocalTraining:
 
     def evaluate(self, batch: Any) -> Sums:
         """The sums of all metrics over a batch."""
-        return self.engine.evaluate(self._params, batch)
+        with as_workers_compute():
+            return self.engine.evaluate(self._params, batch)
 
     def _update(self, step: int, grads: list[Array], weight: np.float32) -> None:
         optimizer, length = self.engine.optimizer, self.engine.layout.length

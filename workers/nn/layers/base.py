@@ -7,6 +7,7 @@ found in the order in which they were set, and their paths are those of the attr
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import threading
@@ -22,7 +23,7 @@ from workers.nn.tensor import FLOATX, Dims, KerasTensor, Spec, Symbol, Tensor, l
 from workers.nn.variables import Variable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import DTypeLike
 
@@ -63,6 +64,11 @@ class Layer:
 
     supports_masking = False
     """Whether a mask of the input is one of the output, unless `compute_mask` says otherwise."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "build" in vars(cls):
+            cls.build = _building(cls.build)  # type: ignore[method-assign, assignment]
 
     def __init__(
         self,
@@ -401,6 +407,19 @@ _OWN = frozenset(
     }
 )
 """Attributes of `Layer` itself, in which no variables are looked for."""
+
+
+def _building(build: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """A `build` after which the layer is built, whoever called it; once is enough."""
+
+    @functools.wraps(build)
+    def build_once(self: Layer, input_shape: Any) -> None:
+        if not self.built:
+            self._built_with = input_shape
+            build(self, input_shape)
+            self.built = True
+
+    return build_once
 
 
 def current_call() -> Call | None:
