@@ -48,6 +48,13 @@ class Model(Trainer, Layer):
         self.seed: int | None = None
         self.stop_training = False
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """A new model of these settings; `nn.Model` takes those of a functional one."""
+        if cls is Model and "input_layers" in config:
+            return Functional.from_config(config)
+        return super().from_config(config)
+
     # -- layers -------------------------------------------------------------------------------------------
 
     @property
