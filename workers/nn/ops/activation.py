@@ -12,14 +12,18 @@ from workers.nn.ops import attributes as kinds
 from workers.nn.ops.base import Op, Run, Site, apply, as_operand, axis_of, deliver, floating, register
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from workers.nn.numerics import Array
     from workers.nn.tensor import Spec
 
 
+_PIECE = 1 << 14
+"""Elements that a function of elements handles at a time: what it allocates stays small, and in the cache."""
+
+
 class Fused:
-    """An activation within an operation, computed in place in the operation's output `y`.
+    """An activation within an operation, computed in place in the operation's contiguous output `y`.
 
     It keeps what the derivative follows from: y, or what y was before, in a workspace of its own.
     """
@@ -35,13 +39,24 @@ class Fused:
         """In place. Turn what the output holds into the activation of it."""
         if self._kept is not self._y:
             np.copyto(self._kept, self._y)
-        self._activation.forward(self._y)
+        for (piece,) in self._pieces(self._y):
+            self._activation.forward(piece)
 
     def backward(self, dy: Array) -> None:
         """In place. Turn the gradient of the output into that of what it held before."""
         if self._activation is not activations.linear:
             # Of an operation that is not reused, the output is a user's, and `backward` may come again.
-            self._activation.backward(self._kept if self._reused else self._kept.copy(), dy)
+            for kept, piece in self._pieces(self._kept, dy):
+                self._activation.backward(kept if self._reused else kept.copy(), piece)
+
+    def _pieces(self, *arrays: Array) -> Iterator[tuple[Array, ...]]:
+        """The same pieces of all arrays; only one of functions that look at whole rows."""
+        if "softmax" in self._activation.name or not all(array.flags.c_contiguous for array in arrays):
+            yield arrays
+            return
+        flat = [array.reshape(-1) for array in arrays]
+        for low in range(0, len(flat[0]), _PIECE):
+            yield tuple(each[low : low + _PIECE] for each in flat)
 
 
 @register
