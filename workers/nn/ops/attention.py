@@ -78,6 +78,7 @@ class Attention(Op):
             self._weights = site.workspace(scores, dtype)
         if any(site.needs):
             self._d_scores = site.workspace(scores, dtype)
+        self._gradients = [site.like(i) if site.needs[i] else None for i in range(3)]
         self._qkv = (self._y, self._y, self._y)  # of the last forward; any arrays until then
 
     def forward(self, run: Run, *inputs: Array) -> tuple[Array, ...]:
@@ -137,7 +138,8 @@ class Attention(Op):
     def _product(self, operand: int, a: Array, b: Array, into: Sequence[Array | None]) -> Array:
         """a @ b for each head, as the gradient of an operand."""
         target = into[operand]
-        gradient = self.site.like(operand) if target is None else target
+        gradient = self._gradients[operand] if target is None else target
+        assert gradient is not None
         np.matmul(a, b, out=self._by_head(gradient))
         return gradient
 

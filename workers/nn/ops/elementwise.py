@@ -87,6 +87,7 @@ class Cast(Op):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._y = site.empty()
+        self._dx = site.like(0) if site.needs[0] else self._y
 
     def forward(self, run: Run, *inputs: Array) -> Array:
         np.copyto(self._y, inputs[0], casting="unsafe")
@@ -95,7 +96,7 @@ class Cast(Op):
     def backward(self, dy: Any, into: Sequence[Array | None]) -> Sequence[Array | None]:
         if not self.site.needs[0]:
             return [None]
-        dx = self.site.like(0) if into[0] is None else into[0]
+        dx = self._dx if into[0] is None else into[0]
         np.copyto(dx, dy, casting="unsafe")
         return [dx]
 

@@ -103,6 +103,7 @@ class Recurrent(Op):
         self.bias: Array | None = None
         self._skipped_TB1: Array | None = None
         self._hidden_TB1: Array | None = None
+        self._dx = site.like(0) if site.needs[0] else self._y
         if any(site.needs):
             self.dz_TBG = site.workspace((T, B, G), dtype)
             self._dx_TBD = site.workspace((T, B, D), dtype)
@@ -207,7 +208,7 @@ class Recurrent(Op):
         found: list[Array | None] = [None] * len(needs)
         if needs[0]:
             np.matmul(dz_NG, self.kernel.T, out=self.as_rows(self._dx_TBD))
-            dx = self.site.like(0) if into[0] is None else into[0]
+            dx = self._dx if into[0] is None else into[0]
             np.copyto(self._in_time(dx), self._dx_TBD)
             found[0] = dx
         if needs[1]:
