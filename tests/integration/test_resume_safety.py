@@ -92,12 +92,14 @@ def test_a_run_is_not_resumed_with_other_arithmetic(place: Place, memory: str) -
 
 def test_a_run_that_lost_its_base_records_is_not_begun_anew(place: Place) -> None:
     place.run(steps=40).done()
+    before = [each.step for each in saved(place.root / "run")]  # one is skipped where a writer is slow
+    assert before[-1] == 40
     for record in (place.root / "run" / "attempts").glob("*.base.json"):
         record.unlink()
     outcome = place.run(steps=60, as_json=False)
     assert outcome.code == 1, str(outcome)
     assert "starting from zero would lose the run" in outcome.stderr, str(outcome)
-    assert [each.step for each in saved(place.root / "run")] == [20, 40]
+    assert [each.step for each in saved(place.root / "run")] == before
 
 
 def test_another_metric_does_not_cost_the_steps_in_memory(place: Place) -> None:
