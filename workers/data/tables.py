@@ -91,7 +91,7 @@ class ParquetFile(TableFile):
         )
 
     def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
-        # Buffered ahead, threads of Arrow's own would call back into Python, and abort a process that ends then.
+        # Buffering ahead, Arrow's own threads would call into Python, and abort a process that ends then.
         with pq.ParquetFile(
             self._source(), metadata=self._metadata, pre_buffer=False, page_checksum_verification=True
         ) as file:
