@@ -120,7 +120,7 @@ def as_feed(
         check(y is None, "y is a part of the dataset: give x alone")
         return DatasetFeed(x, batch_size or DEFAULT_BATCH_SIZE, steps, shuffle=shuffle)
     if _is_arrays(x):
-        given = [map_structure(_array, part) for part in (x, y, sample_weight)]
+        given = [map_structure(np.asarray, part) for part in (x, y, sample_weight)]
         while given[-1] is None:
             given.pop()
         if len(given) == 3 and given[1] is None:
@@ -166,10 +166,6 @@ def _is_arrays(x: Any) -> bool:
         return False  # batches
     parts = leaves(x) if isinstance(x, dict | list | tuple) else [x]
     return bool(parts) and all(hasattr(part, "shape") or isinstance(part, int | float) for part in parts)
-
-
-def _array(value: Any) -> Any:
-    return np.asarray(value)
 
 
 def _batch(batch: Any) -> Any:

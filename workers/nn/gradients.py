@@ -83,11 +83,11 @@ class GradientTape:
         ):
             start = np.ones(tensor.shape, tensor.dtype) if given is None else np.array(given, tensor.dtype)
             _accumulate(found, tensor, start)
+        wanted = {id(source) for source in leaves(sources)}
         for op, operands, outputs in reversed(self._records):
             dys = [found.get(id(output)) for output in outputs]
             if all(dy is None for dy in dys):
                 continue
-            wanted = {id(source) for source in leaves(sources)}
             dys = [
                 dy.copy() if dy is not None and id(output) in wanted else dy
                 for dy, output in zip(dys, outputs, strict=True)

@@ -9,7 +9,7 @@ import numpy as np
 from storage.errors import ConfigurationError
 from workers.nn.numerics import Array, aligned_empty
 from workers.nn.ops.base import FLOATS, OPS, Op, Run, Site, infer
-from workers.nn.tensor import Spec, Tensor
+from workers.nn.tensor import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -164,15 +164,3 @@ class Program:
 
     def _is_wanted(self, value: int) -> bool:
         return value - self._graph.first_variable in self._wanted and value < self._graph.first_constant
-
-
-def run_eagerly(graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs of a graph applied to tensors, operation by operation, so that tapes see them."""
-    from workers.nn.ops.base import apply
-
-    constants = [Tensor(c) for c in graph.constants]
-    values: list[Any] = [*inputs, *graph.variables, *constants]
-    for node in graph.nodes:
-        found = apply(node.op, *(values[i] for i in node.inputs), **node.attrs)
-        values.extend(found if isinstance(found, tuple) else (found,))
-    return [values[i] for i in graph.outputs]

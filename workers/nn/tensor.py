@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -53,14 +53,6 @@ class Spec:
     def with_rows(self, rows: int) -> Spec:
         """With `rows` in the place of what is not known."""
         return Spec(tuple(rows if n is None else n for n in self.shape), self.dtype)
-
-
-class Operand(Protocol):
-    """Anything with a shape and a dtype that an operation can take."""
-
-    @property
-    def spec(self) -> Spec:
-        """Shape and dtype."""
 
 
 class _Arithmetic:

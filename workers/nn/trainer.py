@@ -8,7 +8,6 @@ on later goes on exactly.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -328,8 +327,3 @@ def _listed(found: Mapping[str, float]) -> Any:
 def _rows(x: Any) -> int:
     first = leaves(x)[0]
     return len(first.array if isinstance(first, Tensor) else first)
-
-
-def epochs_to_steps(samples: int, batch_size: int, epochs: int) -> int:
-    """The steps of so many epochs."""
-    return math.ceil(samples / batch_size) * epochs
