@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from workers.nn import activations, initializers, ops, regularizers
-from workers.nn import constraints as _constraints
+from workers.nn import activations, ops
 from workers.nn.layers.base import Layer
+from workers.nn.layers.parameters import WithParameters
 from workers.nn.lookup import check, is_count, serialize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class Dense(Layer):
+class Dense(WithParameters):
     """activation(x @ kernel + bias) over the last axis.
 
     Variables: `kernel` (features, units) and `bias` (units,).
@@ -41,12 +41,8 @@ class Dense(Layer):
         self.units = units
         self.activation = activations.get(activation)
         self.use_bias = bool(use_bias)
-        self.kernel_initializer = initializers.get(kernel_initializer)
-        self.bias_initializer = initializers.get(bias_initializer)
-        self.kernel_regularizer = regularizers.get(kernel_regularizer)
-        self.bias_regularizer = regularizers.get(bias_regularizer)
-        self.kernel_constraint = _constraints.get(kernel_constraint)
-        self.bias_constraint = _constraints.get(bias_constraint)
+        self.keep("kernel", kernel_initializer, kernel_regularizer, kernel_constraint)
+        self.keep("bias", bias_initializer, bias_regularizer, bias_constraint)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make the variables, for this shape of the input; None is the number of samples."""
@@ -56,25 +52,12 @@ class Dense(Layer):
             f"Dense({self.units}) needs a known number of features, and its input has shape "
             f"{tuple(input_shape)}",
         )
-        self.kernel = self.add_weight(
-            (features or 0, self.units),
-            self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-            name="kernel",
-        )
-        if self.use_bias:
-            self.bias = self.add_weight(
-                (self.units,),
-                self.bias_initializer,
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
-                name="bias",
-            )
+        self.kernel = self.make("kernel", (features or 0, self.units))
+        self.bias = self.make("bias", (self.units,)) if self.use_bias else None
 
     def call(self, inputs: Any) -> Any:
         """The output, of shape (..., units)."""
-        return ops.dense(inputs, self.kernel, self.bias if self.use_bias else None, self.activation)
+        return ops.dense(inputs, self.kernel, self.bias, self.activation)
 
     def get_config(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -82,13 +65,8 @@ class Dense(Layer):
             "units": self.units,
             "activation": activations.serialize(self.activation),
             "use_bias": self.use_bias,
-            "kernel_initializer": serialize(self.kernel_initializer),
-            "bias_initializer": serialize(self.bias_initializer),
-            "kernel_regularizer": serialize(self.kernel_regularizer),
-            "bias_regularizer": serialize(self.bias_regularizer),
+            **self.kept("kernel", "bias"),
             "activity_regularizer": serialize(self.activity_regularizer),
-            "kernel_constraint": serialize(self.kernel_constraint),
-            "bias_constraint": serialize(self.bias_constraint),
         }
 
 
