@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 class _Moments(Optimizer):
-    """What has two decay rates and an epsilon, and two slots."""
+    """What has two decay rates and an epsilon, with the same defaults for all, and two slots."""
 
     own_slots: ClassVar[tuple[Slot, ...]]
 
     def __init__(
         self,
-        learning_rate: LearningRate,
-        beta_1: float,
-        beta_2: float,
-        epsilon: float,
+        learning_rate: LearningRate = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(learning_rate, **common)
@@ -52,6 +52,14 @@ class _Moments(Optimizer):
         np.subtract(value, old, out=scratch)
         np.multiply(scratch, 1 - beta, out=scratch)
         np.add(old, scratch, out=new)
+
+    def moments(
+        self, slots: Sequence[Flat], grad: Flat, new_slots: Sequence[Flat], scratch: Flat
+    ) -> tuple[Flat, Flat]:
+        """Write the averages of gradient and squared gradient into the first two new slots; returns these."""
+        self.average(slots[0], grad, self.beta_1, new_slots[0], scratch)
+        self.average(slots[1], np.square(grad, out=scratch), self.beta_2, new_slots[1], scratch)
+        return new_slots[0], new_slots[1]
 
     def get_config(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -100,9 +108,7 @@ class Adam(_Moments):
     ) -> None:
         """Write the weights and moments after update number `t`."""
         size = rate * math.sqrt(1 - _power(self.beta_2, t)) / (1 - _power(self.beta_1, t))
-        new_m, new_v = new_slots[0], new_slots[1]
-        self.average(slots[0], grad, self.beta_1, new_m, scratch)
-        self.average(slots[1], np.square(grad, out=scratch), self.beta_2, new_v, scratch)
+        new_m, new_v = self.moments(slots, grad, new_slots, scratch)
         if self.amsgrad:
             new_v = np.maximum(slots[2], new_v, out=new_slots[2])
         np.sqrt(new_v, out=scratch)
@@ -138,16 +144,6 @@ class Adamax(_Moments):
 
     own_slots = (Slot("adamax_m", "momentum"), Slot("adamax_u", "norm"))
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 0.001,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
-        **common: Unpack[Common],
-    ) -> None:
-        super().__init__(learning_rate, beta_1, beta_2, epsilon, **common)
-
     def advance(
         self,
         t: int,
@@ -177,16 +173,6 @@ class Nadam(_Moments):
 
     own_slots = (Slot("nadam_m", "momentum"), Slot("nadam_v", "velocity"))
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 0.001,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
-        **common: Unpack[Common],
-    ) -> None:
-        super().__init__(learning_rate, beta_1, beta_2, epsilon, **common)
-
     @property
     def variables(self) -> list[Variable]:
         """The state as Keras stores it. The product of all momenta so far, which is last, is a copy."""
@@ -208,9 +194,7 @@ class Nadam(_Moments):
         scratch: Flat,
     ) -> None:
         """Write the weights and moments after update number `t`."""
-        new_m, new_v = new_slots
-        self.average(slots[0], grad, self.beta_1, new_m, scratch)
-        self.average(slots[1], np.square(grad, out=scratch), self.beta_2, new_v, scratch)
+        new_m, new_v = self.moments(slots, grad, new_slots, scratch)
         now, later = _momentum(self.beta_1, t), _momentum(self.beta_1, t + 1)
         product = _momenta(self.beta_1, t)
         ahead = self.workspace("ahead", len(grad))
@@ -234,16 +218,6 @@ class Lamb(_Moments):
     own_slots = (Slot("lamb_m", "momentum"), Slot("lamb_v", "velocity"))
     needs_whole_variables = True
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 0.001,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
-        **common: Unpack[Common],
-    ) -> None:
-        super().__init__(learning_rate, beta_1, beta_2, epsilon, **common)
-
     def advance(
         self,
         t: int,
@@ -256,9 +230,7 @@ class Lamb(_Moments):
         scratch: Flat,
     ) -> None:
         """Write a whole variable and its moments after update number `t`."""
-        new_m, new_v = new_slots
-        self.average(slots[0], grad, self.beta_1, new_m, scratch)
-        self.average(slots[1], np.square(grad, out=scratch), self.beta_2, new_v, scratch)
+        new_m, new_v = self.moments(slots, grad, new_slots, scratch)
         np.divide(new_v, 1 - _power(self.beta_2, t), out=scratch)
         np.sqrt(scratch, out=scratch)
         np.add(scratch, self.epsilon, out=scratch)
