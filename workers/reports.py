@@ -20,6 +20,8 @@ from storage.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from numpy.typing import ArrayLike
+
 Report: TypeAlias = dict[str, Any]
 """The name, the kind and the number of rows of a metric, and the settings of its kind."""
 
@@ -149,7 +151,7 @@ def _interpolated_pr(cells: Mapping[str, Numbers]) -> Numbers:
 
 def _fbeta(report: Mapping[str, Any], rows: Numbers) -> Any:
     """Rows: (true positives, false positives) of each class, then (false negatives, weight of the class)."""
-    (tp, fp), (fn, weight) = rows.reshape(2, -1, 2).transpose(0, 2, 1)
+    (tp, fp), (fn, weight) = _columns(rows)
     precision, recall = tp / (tp + fp + EPSILON), tp / (tp + fn + EPSILON)
     square = report["beta"] ** 2
     scores = (1 + square) * precision * recall / (square * precision + recall + EPSILON)
@@ -175,7 +177,7 @@ def _iou(report: Mapping[str, Any], rows: Numbers) -> Any:
 
 def _r2(report: Mapping[str, Any], rows: Numbers) -> Any:
     """Rows: (sum, sum of squares) of each output, then (squared error, weight), then (samples, 0)."""
-    (total, squares), (error, weight) = rows[:-1].reshape(2, -1, 2).transpose(0, 2, 1)
+    (total, squares), (error, weight) = _columns(rows[:-1])
     spread = squares - total * total / weight
     scores = 1 - error / spread
     scores = np.where(np.isinf(scores), 0, scores)
@@ -212,9 +214,19 @@ def padded(numbers: NDArray[Any]) -> Numbers:
     return np.concatenate([flat, np.zeros(len(flat) % 2)]).reshape(-1, 2)
 
 
+def paired(columns: Sequence[ArrayLike]) -> Numbers:
+    """Four equally long columns as rows: (first, second) of each place, then (third, fourth)."""
+    return np.stack(columns).reshape(2, 2, -1).transpose(0, 2, 1).reshape(-1, 2)
+
+
+def _columns(rows: Numbers) -> Numbers:
+    """What `paired` made the rows of, in twos: shape (2, 2, places)."""
+    return rows.reshape(2, -1, 2).transpose(0, 2, 1)
+
+
 def _cells(rows: Numbers) -> dict[str, Numbers]:
     """The confusion at each threshold. Rows: (true, false positives), then (false, true negatives)."""
-    (tp, fp), (fn, tn) = rows.reshape(2, -1, 2).transpose(0, 2, 1)
+    (tp, fp), (fn, tn) = _columns(rows)
     return {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
 
 

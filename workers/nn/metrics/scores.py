@@ -14,6 +14,7 @@ from workers.nn.lookup import check
 from workers.nn.losses.base import floating, targets
 from workers.nn.losses.reduction import per_sample
 from workers.nn.metrics.base import Metric, combined
+from workers.reports import paired
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -109,7 +110,7 @@ class FBetaScore(ByColumn):
             np.sum(part * weight, axis=axis, dtype=np.float64)
             for part in (yes * y, yes * (1 - y), (1 - yes) * y, y)
         ]
-        return np.stack(parts).reshape(2, 2, -1).transpose(0, 2, 1).reshape(-1, 2)
+        return paired(parts)
 
     def report(self) -> Report:
         """What the rows mean."""
@@ -190,9 +191,8 @@ class R2Score(ByColumn):
         y, p, weight = self._given(y_true, y_pred, sample_weight, mask)
         y, p = y.astype(np.float64), p.astype(np.float64)
         parts = [(part * weight).sum(axis=0) for part in (y, y * y, np.square(y - p), np.ones_like(y))]
-        rows = np.stack(parts).reshape(2, 2, -1).transpose(0, 2, 1).reshape(-1, 2)
         samples = np.count_nonzero((weight != 0).any(axis=-1))
-        return np.concatenate([rows, [[samples, 0.0]]])
+        return np.concatenate([paired(parts), [[samples, 0.0]]])
 
     def report(self) -> Report:
         """What the rows mean."""
