@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from storage.errors import ConfigurationError
 from workers.nn.lookup import check
 from workers.nn.lookup import get as _get
-from workers.nn.random import next_initial
+from workers.nn.random import next_streams
 from workers.rng import Purpose, Streams
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class RandomInitializer(Initializer):
         """Draw the values."""
         if self.seed is not None:
             rng = Streams(self.seed, purpose=Purpose.INIT).generator()
-        return self.draw(tuple(shape), rng or next_initial().generator()).astype(np.float32)
+        return self.draw(tuple(shape), rng or next_streams(Purpose.INIT).generator()).astype(np.float32)
 
     def draw(self, shape: Shape, rng: np.random.Generator) -> NDArray[np.float64]:
         """Draw the values, in double precision."""

@@ -20,18 +20,11 @@ def set_seed(seed: int) -> None:
     _seed, _drawn = seed, 0
 
 
-def next_streams() -> Streams:
+def next_streams(purpose: Purpose = Purpose.TRAIN) -> Streams:
     """Streams that nobody else has."""
     global _drawn
     _drawn += 1
-    return Streams(_seed, _drawn)
-
-
-def next_initial() -> Streams:
-    """Streams of initial values that nobody else has."""
-    global _drawn
-    _drawn += 1
-    return Streams(_seed, _drawn, purpose=Purpose.INIT)
+    return Streams(_seed, _drawn, purpose=purpose)
 
 
 def next_seed() -> int:

@@ -12,6 +12,7 @@ from storage.errors import ConfigurationError
 from workers.nn import initializers, random
 from workers.nn.numerics import aligned_empty
 from workers.nn.tensor import FLOATX, Spec, Tensor, _Arithmetic
+from workers.rng import Purpose, Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from workers.nn.graph import Builder
     from workers.nn.initializers import Initializer
     from workers.nn.numerics import Array
-    from workers.rng import Streams
 
 
 class _Scope(threading.local):
@@ -78,7 +78,7 @@ class Variable(_Arithmetic):
             shape = array.shape
         else:
             self._initializer = initializers.get(initializer)
-            self._streams = random.next_initial()
+            self._streams = random.next_streams(Purpose.INIT)
         self.spec = Spec(tuple(int(n) for n in shape), np.dtype(dtype or FLOATX).name)
         self.name = name
         self.path = name
