@@ -96,10 +96,8 @@ class Model(Trainer, Layer):
 
     def build(self, input_shape: Any) -> None:
         """Make all variables, for this shape of the input; None is the number of samples."""
-        if not self.built:
-            self._built_with = input_shape
-            self.built = True
-            self.compute_output_shape(input_shape)
+        self.built = True  # a call builds no model again
+        self.compute_output_shape(input_shape)
 
     def summary(
         self, line_length: int | None = None, print_fn: Callable[[str], object] | None = None

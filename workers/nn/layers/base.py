@@ -50,6 +50,19 @@ class _Current(threading.local):
 _current = _Current()
 
 
+def _building(build: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """A `build` after which the layer is built, whoever called it; once is enough."""
+
+    @functools.wraps(build)
+    def build_once(self: Any, input_shape: Any) -> None:
+        if not self.built:
+            self._built_with = input_shape
+            build(self, input_shape)
+            self.built = True
+
+    return build_once
+
+
 class Layer:
     """Base of all layers. A subclass gives `call`, and makes its variables in `__init__` or `build`.
 
@@ -68,7 +81,7 @@ class Layer:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "build" in vars(cls):
-            cls.build = _building(cls.build)  # type: ignore[method-assign, assignment]
+            cls.build = _building(cls.build)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -292,6 +305,7 @@ class Layer:
 
     # -- what a subclass gives ----------------------------------------------------------------------------
 
+    @_building
     def build(self, input_shape: Any) -> None:
         """Make the variables, for this shape of the input; None is the number of samples."""
 
@@ -377,17 +391,8 @@ class Layer:
         return output
 
     def _ensure_built(self, inputs: Any) -> None:
-        if self.built:
-            return
-        shapes = map_structure(lambda tensor: tensor.spec.shape, inputs)
-        self._build(shapes)
-
-    def _build(self, shapes: Any) -> None:
-        """In place. Call `build` once, and remember for which shapes."""
         if not self.built:
-            self._built_with = shapes
-            self.build(shapes)
-            self.built = True
+            self.build(map_structure(lambda tensor: tensor.spec.shape, inputs))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} name={self.name}>"
@@ -407,19 +412,6 @@ _OWN = frozenset(
     }
 )
 """Attributes of `Layer` itself, in which no variables are looked for."""
-
-
-def _building(build: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """A `build` after which the layer is built, whoever called it; once is enough."""
-
-    @functools.wraps(build)
-    def build_once(self: Layer, input_shape: Any) -> None:
-        if not self.built:
-            self._built_with = input_shape
-            build(self, input_shape)
-            self.built = True
-
-    return build_once
 
 
 def current_call() -> Call | None:

@@ -91,7 +91,7 @@ class Normalization(Layer):
         count, mean, squares = 0, np.float64(0), np.float64(0)
         for batch in batches:
             x = np.asarray(batch[0] if isinstance(batch, tuple) else batch, np.float64)
-            self._build((None, *x.shape[1:]))
+            self.build((None, *x.shape[1:]))
             rows = x.size // max(self.mean.size, 1)
             if not rows:
                 continue

@@ -67,7 +67,7 @@ class RNN(Layer):
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Build the cell, for this shape of the input."""
         if isinstance(self.cell, RecurrentCell):
-            self.cell._build((input_shape[0], *input_shape[2:]))
+            self.cell.build((input_shape[0], *input_shape[2:]))
 
     def call(
         self, sequences: Any, initial_state: Any = None, mask: Any = None, training: bool = False

@@ -69,8 +69,8 @@ class Bidirectional(Layer):
 
     def build(self, input_shape: Any) -> None:
         """Build both layers."""
-        self.forward_layer._build(input_shape)
-        self.backward_layer._build(input_shape)
+        self.forward_layer.build(input_shape)
+        self.backward_layer.build(input_shape)
         if self._initial_weights is not None:
             self.set_weights(self._initial_weights)
 
@@ -145,7 +145,7 @@ class TimeDistributed(Layer):
             f"TimeDistributed: an input of shape {tuple(input_shape)}: give (samples, steps, ...), all known "
             "but the first",
         )
-        self.layer._build((input_shape[0], *input_shape[2:]))
+        self.layer.build((input_shape[0], *input_shape[2:]))
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """The layer's outputs, with time at axis 1."""
