@@ -58,7 +58,7 @@ def as_workers_compute() -> Iterator[None]:
             yield
         finally:
             if before is not None:
-                ctypes.CDLL("libm.so.6").fesetenv(before)
+                _libm().fesetenv(before)
 
 
 @cache
@@ -69,6 +69,11 @@ def _pools() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+@cache
+def _libm() -> ctypes.CDLL:
+    return ctypes.CDLL("libm.so.6")
+
+
 def _flush_denormals() -> ctypes.Array[ctypes.c_uint32] | None:
     """Set the processor's control register through the C library; returns the environment that it had.
 
@@ -77,7 +82,7 @@ def _flush_denormals() -> ctypes.Array[ctypes.c_uint32] | None:
     if sys.platform != "linux" or platform.machine() not in _FLUSH:
         return None
     word, bits = _FLUSH[platform.machine()]
-    libm = ctypes.CDLL("libm.so.6")
+    libm = _libm()
     before, environment = (ctypes.c_uint32 * 16)(), (ctypes.c_uint32 * 16)()
     if libm.fegetenv(before) or libm.fegetenv(environment):
         return None
