@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from orchestrator.result import Result
-    from workers.data import Dataset
     from workers.nn import Model
 
 T = TypeVar("T")
@@ -52,7 +51,7 @@ def fit(
     """
     from orchestrator import run
     from workers.nn import random
-    from workers.nn.feeding import with_class_weight
+    from workers.nn.feeding import as_dataset, validation_parts, with_class_weight
     from workers.schedule import steps_per_epoch
 
     if model.optimizer is None:
@@ -66,8 +65,8 @@ def fit(
         )
     if class_weight is not None:
         sample_weight = with_class_weight(y, sample_weight, class_weight)
-    data = _dataset(x, y, sample_weight)
-    validation = None if validation_data is None else _validation(validation_data)
+    data = as_dataset(x, y, sample_weight)
+    validation = None if validation_data is None else as_dataset(*validation_parts(validation_data))
     model.seed = seed if seed is not None else model.seed if model.seed is not None else random.next_seed()
     for variable in model.weights:
         variable.assign(variable.numpy())  # a job draws what was not given a value
@@ -91,20 +90,6 @@ def fit(
 
 def _same(value: T) -> T:
     return value
-
-
-def _dataset(x: Any, y: Any, sample_weight: Any) -> Dataset:
-    from workers.data import ArrayDataset, Dataset
-
-    if isinstance(x, Dataset):
-        if y is not None or sample_weight is not None:
-            raise ConfigurationError("y and sample_weight are parts of the dataset: give x alone")
-        return x
-    return ArrayDataset(*(part for part in (x, y, sample_weight) if part is not None))
-
-
-def _validation(data: Any) -> Dataset:
-    return _dataset(*(*data, None)[:3]) if isinstance(data, tuple | list) else _dataset(data, None, None)
 
 
 def _take(model: Model, result: Result) -> None:

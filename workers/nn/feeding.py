@@ -116,21 +116,37 @@ def as_feed(
             isinstance(batch_size, int | np.integer) and int(batch_size) > 0,
             f"batch_size must be a positive integer, not {batch_size!r}",
         )
-    if isinstance(x, Dataset):
-        check(y is None, "y is a part of the dataset: give x alone")
-        return DatasetFeed(x, batch_size or DEFAULT_BATCH_SIZE, steps, shuffle=shuffle)
-    if _is_arrays(x):
-        given = [map_structure(np.asarray, part) for part in (x, y, sample_weight)]
-        while given[-1] is None:
-            given.pop()
-        if len(given) == 3 and given[1] is None:
-            raise ConfigurationError("sample_weight was given without y")
-        dataset = ArrayDataset(*given)
+    if isinstance(x, Dataset) or _is_arrays(x):
+        dataset = as_dataset(x, y, sample_weight)
         return DatasetFeed(dataset, batch_size or DEFAULT_BATCH_SIZE, steps, shuffle=shuffle)
     if isinstance(x, Iterable) and not isinstance(x, str | bytes | Mapping):
         check(y is None, "y is a part of the batches: give x alone")
         return IterableFeed(x, steps)
     raise ConfigurationError(f"data are arrays, a dataset or batches, not {type(x).__name__}")
+
+
+def as_dataset(x: Any, y: Any, sample_weight: Any) -> Dataset:
+    """A dataset, which has all of its parts, or one of these arrays; ConfigurationError for anything else."""
+    if isinstance(x, Dataset):
+        check(
+            y is None and sample_weight is None, "y and sample_weight are parts of the dataset: give x alone"
+        )
+        return x
+    if not _is_arrays(x):
+        raise ConfigurationError(f"data are arrays or a dataset, not {type(x).__name__}")
+    given = [map_structure(np.asarray, part) for part in (x, y, sample_weight)]
+    while given[-1] is None:
+        given.pop()
+    check(len(given) < 3 or given[1] is not None, "sample_weight was given without y")
+    return ArrayDataset(*given)
+
+
+def validation_parts(data: Any) -> tuple[Any, Any, Any]:
+    """x, y and sample weights of `validation_data`: a tuple of them, or a dataset."""
+    if not isinstance(data, tuple | list):
+        return data, None, None
+    check(len(data) in (2, 3), "validation_data is (x, y), (x, y, sample_weight) or a dataset")
+    return (*data, None)[:3]
 
 
 def held_out(

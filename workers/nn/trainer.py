@@ -15,7 +15,7 @@ import numpy as np
 from storage.errors import ConfigurationError
 from workers.nn import random
 from workers.nn.callbacks import CallbackList, History, ProgbarLogger
-from workers.nn.feeding import Feed, as_feed, held_out, with_class_weight
+from workers.nn.feeding import Feed, as_feed, held_out, validation_parts, with_class_weight
 from workers.nn.local import LocalTraining
 from workers.nn.lookup import check
 from workers.nn.tensor import Tensor, leaves, map_structure
@@ -307,11 +307,7 @@ class Trainer:
     def _validation(self, data: Any, batch_size: int | None, steps: int | None) -> Feed | None:
         if data is None:
             return None
-        if isinstance(data, tuple | list):
-            check(len(data) in (2, 3), "fit: validation_data is (x, y) or (x, y, sample_weight)")
-            x, y, weight = (*data, None)[:3]
-            return as_feed(x, y, weight, batch_size, steps, shuffle=False)
-        return as_feed(data, None, None, batch_size, steps, shuffle=False)
+        return as_feed(*validation_parts(data), batch_size, steps, shuffle=False)
 
     @staticmethod
     def _progress(verbose: int | str) -> list[ProgbarLogger]:
