@@ -80,7 +80,9 @@ class TorchEngine:
             name: buffer.clone() for name, buffer in module.named_buffers() if buffer.dtype in _INTEGERS
         }
         assigned = [len(self._parameters) + i for i in range(len(self._buffers))]
-        self.optimizer = optimizers.for_model(optimizers.get(optimizer), self.layout, assigned=assigned)
+        chosen = optimizers.get(optimizer)
+        self._loss_scale = chosen.loss_scale_factor or 1.0
+        self.optimizer = optimizers.for_model(chosen, self.layout, assigned=assigned)
         self._views: dict[int, tuple[Flat, dict[str, torch.Tensor]]] = {}
 
     def init(self, params: Flat, streams: Streams) -> None:
@@ -103,7 +105,7 @@ class TorchEngine:
         torch.manual_seed(int(streams.generator().integers(2**63)))
         outputs = self._module(*inputs)
         values = self._per_sample(self._loss(outputs, targets), inputs)
-        torch.autograd.backward(values.sum())
+        torch.autograd.backward(values.sum() * self._loss_scale)  # the optimizer divides by it again
         weight = float(values.numel())
         for name, buffer in self._buffers.items():
             torch.mul(buffer, weight, out=gradients[name])

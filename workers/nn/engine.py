@@ -80,6 +80,7 @@ class ModelEngine:
             raise ConfigurationError(f"two metrics have the same name in {names}")
         self.metrics = tuple(names)
         self._num_outputs = len(outputs)
+        self._loss_scale = compiled.optimizer.loss_scale_factor or 1.0
         learning = {self._place(v) for v in self._train.variables if v.trainable}
         self._untouched = sorted(set(range(len(self._variables))) - learning - set(self.assigned))
         self._programs: dict[tuple[int, bool], Program] = {}
@@ -109,6 +110,9 @@ class ModelEngine:
             weight = sums[0, 1]
             for place in leaves(graph.structure["losses"]):
                 slots[place] = np.full(found[place].shape, weight, found[place].dtype)
+            for slot in slots:
+                if slot is not None and self._loss_scale != 1.0:  # the optimizer divides by it again
+                    slot *= self._loss_scale
             targets = self._of_graph(graph, gradients)
             for place, value in graph.assignments:  # before `backward`, which may overwrite values
                 np.multiply(program.value(value), weight, out=targets[place], casting="unsafe")

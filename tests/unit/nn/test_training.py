@@ -288,3 +288,13 @@ def test_a_loss_that_is_a_sum_is_one_over_the_whole_batch_however_it_is_cut() ->
         np.testing.assert_allclose(losses, np.multiply(expected, 50), rtol=1e-5)
         for a, b in zip(arrays, mean.get_weights(), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_scaled_loss_gives_the_same_weights() -> None:
+    """The trainer scales and the optimizer unscales, as in Keras; by a power of two, which rounds nothing."""
+    found = []
+    for factor in (None, 1024.0):
+        made = model(0.3, nn.optimizers.SGD(0.1, momentum=0.9, loss_scale_factor=factor))
+        history = made.fit(X, Y, 10, 3, verbose=0, seed=1)
+        found.append((weights(made), history.history))
+    assert found[0] == found[1]
