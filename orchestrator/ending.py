@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator import rounds
+from orchestrator import reports, rounds
 from orchestrator.events import CommitCheckpoint, Note, RecordDivergence, Status
 from orchestrator.state import Phase, failed, tell, then
 from storage.catalog import divergence_key
@@ -87,6 +87,13 @@ def signalled(state: State, status: Status, seconds_left: float | None, attempt:
     if len(state.members) > 1:  # they have to stop at the same step
         return then([note], rounds.begin(state, attempt))
     return replace(state, phase=Phase.STOPPING), [note, *tell(state.members, m.Stop(checkpoint=fits))]
+
+
+def epoch_ended(state: State, event: m.EpochEnded) -> Turn:
+    """A pass over the data has ended; what is told again, after a loss, is on record already."""
+    if event.number < state.epochs_ended:
+        return state, []
+    return replace(state, epochs_ended=event.number + 1), [reports.epoch_ended(event)]
 
 
 def member_finished(state: State, node: int, step: int, *, done: bool) -> Turn:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from orchestrator.machine import State
     from orchestrator.runtime import Runtime
     from storage.catalog import Entry
+    from storage.layout import StateArray
 
 RUNTIMES = ("process", "ray")
 SIGN_OF_LIFE_S = 15.0
@@ -162,13 +163,27 @@ class _Execution:
         if latest is not None:  # it may be newer than the last sign of life
             ledger = self._records.ledger
             self._records.ledger = replace(ledger, highest_step=max(ledger.highest_step, latest.step))
-        if latest is None or latest.step < self._job.steps:
+        if latest is None or not (latest.step >= self._job.steps or self._was_ended_by_callback(latest)):
             return None
         assert self._identity is not None
-        check_arrays(self._identity, state_arrays(as_engine(self._job.model())), self._url)
+        check_arrays(self._identity, self._arrays(), self._url)
         # The last coordinator may have been killed between the last checkpoint and its own end.
         discard_arena(self._identity["place_id"], latest.step)
         return _finished_before(self._run, latest, self._records), None
+
+    def _was_ended_by_callback(self, latest: Entry) -> bool:
+        if self._job.callbacks is None or latest.manifest is None:
+            return False
+        course = latest.manifest.counters.get("course")
+        return isinstance(course, dict) and course.get("stopped") is True
+
+    def _arrays(self) -> tuple[StateArray, ...]:
+        engine = as_engine(self._job.model())
+        if not self._job.callbacks:
+            return state_arrays(engine)
+        from workers.nn.callbacks.jobs import keeps_best
+
+        return state_arrays(engine, keeps_best=any(map(keeps_best, self._job.callbacks)))
 
     def run(self) -> tuple[Result, Exception | None]:
         """One attempt after another, as the policy allows."""

@@ -33,6 +33,7 @@ def full_identity(job: Job, microbatches: int, description: Mapping[str, Any]) -
         "metrics": description["metrics"],
         "model": description["engine"],
         "optimizer": description["optimizer"],
+        "callbacks": description["callbacks"],
     }
     spelled: dict[str, Any] = parse(canonical(identity))  # as it will be read back
     return spelled
@@ -74,6 +75,9 @@ def check_identity(identity: Mapping[str, Any], ours: Mapping[str, Any], url: st
     check_arrays(identity, [StateArray.from_json(array) for array in ours["arrays"]], url)
     if identity["data"] != ours["data"]:
         raise _differs(url, f"the data is {_short(identity['data'])} there and {_short(ours['data'])} here")
+    if identity.get("callbacks") != ours["callbacks"]:
+        there, here = (_short(each.get("callbacks")) for each in (identity, ours))
+        raise _differs(url, f"the callbacks are {there} there and {here} here")
     return [
         f"{name} was {_short(identity[name])} and is now {_short(ours[name])}"
         for name in ("model", "optimizer")

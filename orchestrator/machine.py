@@ -146,6 +146,8 @@ def _heard(state: State, node: int, event: m.Event, attempt: int) -> Turn:
             return failed(state, error), []
         case m.Diverged():
             return ending.diverged(state, event, attempt)
+        case m.EpochEnded():
+            return ending.epoch_ended(state, event)
         case m.Missed() | m.Retried() | m.Doubted() | m.Unreadable() | m.Recovered():
             return state, reports.noted(node, event)
     if node not in state.members:

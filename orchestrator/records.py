@@ -26,10 +26,10 @@ BEAT_S = 5.0
 LOOK_S = 1.0
 """Seconds between two looks at what is asked for by way of the run directory."""
 
-CAN_WAIT = {"ready", "prepared", "evaluated", "checkpoint-skipped", "resources", "found"}
+CAN_WAIT = {"ready", "prepared", "evaluated", "epoch-end", "checkpoint-skipped", "resources", "found"}
 """Kinds of notes that are written with the next sign of life."""
 
-BOUNDED = {"checkpoint": 500, "evaluated": 500}
+BOUNDED = {"checkpoint": 500, "evaluated": 500, "epoch-end": 10_000}
 """Of what happens at every so many steps the journal of an attempt holds the last so many."""
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 from orchestrator.events import Note
 from orchestrator.failures import GONE, died
+from storage.strict_json import spelled
 from workers import messages as m
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ def evaluated(step: int, metrics: Mapping[str, float]) -> Note:
     """The journal's entry about an evaluation."""
     text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     return Note("evaluated", f"step {step}: {text}", {"step": step, "metrics": metrics})
+
+
+def epoch_ended(event: m.EpochEnded) -> Note:
+    """The journal's entry about a pass over the data."""
+    text = ", ".join(f"{name} {value:.4g}" for name, value in event.logs.items())
+    stopped = ": a callback ends the training" if event.stopped else ""
+    fields = {"number": event.number, "logs": spelled(event.logs), "stopped": event.stopped}
+    return Note("epoch-end", f"end of epoch {event.number + 1}: {text}{stopped}", fields)
 
 
 def of_process(node: int, lost: m.Lost) -> dict[str, Any]:

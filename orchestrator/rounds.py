@@ -186,7 +186,7 @@ def bring(state: State, chosen: BaseChosen) -> Turn:
     """Bring the chosen state into the memory of a first member."""
     if state.phase is not Phase.PREPARING or chosen.epoch != state.epoch:
         return state, []  # the answer is for a round that has been overtaken
-    state = replace(state, base=chosen)
+    state = replace(state, base=chosen, stored_step=-1)  # that which was tried before may be bad
     if chosen.in_memory:
         assert chosen.base is not None
         step = chosen.base.step

@@ -10,7 +10,7 @@ from storage.errors import ConfigurationError
 from storage.retention import Retention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 def _positive(owner: str, name: str, value: object, *, optional: bool = False, zero: bool = False) -> None:
@@ -159,6 +159,11 @@ class Job:
 
     validate_every: int | None = None
     """Steps between evaluations of the validation data. None: only after the last step."""
+
+    callbacks: Sequence[Any] | None = None
+    """`workers.nn.callbacks` that are asked at the end of each pass over the data, which the batches have to
+    fill; they may change the learning rate and end training. Part of the run's identity, by their classes.
+    With an empty list the metrics of each pass are put on record; None: passes mean nothing."""
 
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     """When to write checkpoints."""

@@ -83,6 +83,7 @@ class State:
     asked: m.Stop | None = None
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    epochs_ended: int = 0  # passes over the data that are on record, where callbacks are told of them
     state_digest: str | None = None
 
 

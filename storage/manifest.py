@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from dataclasses import dataclass, field
@@ -12,7 +11,16 @@ from blake3 import blake3
 
 from storage.errors import ConfigurationError, CorruptCheckpoint
 from storage.layout import DTYPES, MAX_LENGTH, check_name
-from storage.strict_json import MAX_DEPTH, MAX_VALUES, canonical, fields, most_values, parse, spelled
+from storage.strict_json import (
+    MAX_DEPTH,
+    MAX_VALUES,
+    NOT_FINITE,
+    canonical,
+    fields,
+    most_values,
+    parse,
+    spelled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,7 +40,6 @@ MAX_VALUES_NBYTES = 1 << 20
 
 _NONCE = re.compile(r"[0-9a-f]{8,32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as Zarr spells them
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +319,8 @@ def _most_in_table(data: bytes) -> int:
 
 
 def _number_from_json(x: object, name: str) -> float:
-    if isinstance(x, str) and x in _NOT_FINITE:
-        return _NOT_FINITE[x]
+    if isinstance(x, str) and x in NOT_FINITE:
+        return NOT_FINITE[x]
     if isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= sys.float_info.max:
         return float(x)
     raise ValueError(f"metric {name} is not a number")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MAX_NBYTES = 64 << 20
 MAX_DEPTH = 16
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""Floats that JSON cannot hold, as Zarr spells them."""
 MAX_VALUES = 1 << 18  # a value of two bytes may take 200 in memory
 
 
@@ -37,6 +39,15 @@ def spelled(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
+
+
+def unspelled(value: Any) -> Any:
+    """What `spelled` made a value of, whose strings have none of those three."""
+    if isinstance(value, dict):
+        return {key: unspelled(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [unspelled(item) for item in value]
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def printable(text: str, longest: int = 400) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from storage.errors import Superseded
 from workers.channel import Channel, accept, listen, wait_readable
-from workers.messages import Close, Command, Event, Lost, Missed, Progress
+from workers.messages import Close, Command, EpochEnded, Event, Lost, Missed, Progress
 from workers.processes import ProcessId, Watch, is_alive
 from workers.training import Training
 
@@ -39,7 +39,7 @@ LOOK_S = 1.0
 """Seconds after which the loop looks around though nothing has happened."""
 
 REMEMBERED = 64
-"""Deaths that an agent tells a coordinator of that succeeds another one."""
+"""Deaths and ends of epochs that an agent tells a coordinator of that succeeds another one."""
 
 LEAVE_TIMEOUT_S = 2.0
 """Seconds that a worker or writer has to leave before it is killed."""
@@ -102,6 +102,7 @@ class AgentLoop:
         self._peers: dict[int, _Connection] = {}
         self._watch_of_deaths = Watch()
         self._deaths: deque[Lost] = deque(maxlen=REMEMBERED)
+        self._epochs: deque[EpochEnded] = deque(maxlen=REMEMBERED)
         self._hung: dict[int, float] = {}  # process -> seconds until it was superseded
 
     # -- the coordinator's side: any thread ---------------------------------------------------------------
@@ -127,7 +128,7 @@ class AgentLoop:
             raise Superseded(f"attempt {self._attempt} has taken the nodes over: attempt {attempt} stops")
         if attempt > self._attempt:
             if self._attempt:  # what an older one did not hear is not for it, but for the record
-                self._outbox = [Missed(lost) for lost in self._deaths]
+                self._outbox = [*map(Missed, self._deaths), *self._epochs]
             self._attempt = attempt
         self._last_word = time.monotonic()
 
@@ -187,6 +188,7 @@ class AgentLoop:
     def _publish(self) -> None:
         events = [self._dated(event) for event in self._training.take_events()]
         with self._condition:
+            self._epochs += [event for event in events if isinstance(event, EpochEnded)]
             self._deaths += [event for event in events if isinstance(event, Lost) and event.ready]
             self._progress = self._training.progress()
             if events:

@@ -21,7 +21,7 @@ from typing import Any
 from storage.errors import ConfigurationError
 
 PHASES = {
-    "worker": ("forward", "backward", "reduce", "update"),
+    "worker": ("forward", "backward", "reduce", "update", "callbacks"),
     "writer": ("before", "after", "restore"),
     "agent": (
         "initialise",
@@ -32,6 +32,7 @@ PHASES = {
         "exchange",
         "update",
         "evaluate",
+        "callbacks",
         "drain",
     ),
     "coordinator": ("plan", "restore", "before", "after", "collection"),

@@ -338,6 +338,18 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class EpochEnded:
+    """A pass over the data has ended, with these metrics, and those that callbacks added.
+
+    With `stopped`, a callback has ended training.
+    """
+
+    number: int
+    logs: dict[str, float]
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The run cannot go on: a user's or a configuration error, told once."""
 
@@ -417,6 +429,7 @@ Event: TypeAlias = (
     | CheckpointWritten
     | CheckpointFailed
     | Evaluated
+    | EpochEnded
     | Failed
     | Retried
     | Diverged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
@@ -40,6 +40,7 @@ class Saving:
         self._pin: _Pin | None = None
         self._since = 0.0
         self._metrics: dict[str, float] = {}
+        self._counters: dict[str, Any] = {}
         self._directory = ""
         self._epoch = 0
         self._given_up: dict[int, int] = {}  # steps of checkpoints of this epoch, and how often
@@ -65,6 +66,7 @@ class Saving:
         buffer: int,
         step: int,
         metrics: dict[str, float],
+        counters: dict[str, Any],
         share: tuple[int, int],
     ) -> None:
         """Pin the buffer and have the writer store its share: (number, count) of the nodes' writers."""
@@ -72,6 +74,7 @@ class Saving:
         arena.pin(buffer, writer.process)
         self._pin = _Pin(arena, buffer, writer.id)
         self.step, self._since, self._metrics = step, time.monotonic(), metrics
+        self._counters = {"iterations": step, **counters}
         # Each try has a name of its own, which all nodes know without asking.
         self._tries = self._given_up.get(step, 0)
         name = f"{plan.nonce} {plan.epoch} {step} {self._tries}".encode()
@@ -85,8 +88,8 @@ class Saving:
         if (self.step, self._directory) != (step, directory):
             return None
         seconds = time.monotonic() - self._since
-        counters = {"iterations": step}
-        return CheckpointWritten(step, directory, part, counters, self._metrics, seconds, self._epoch)
+        about = (self._counters, self._metrics)
+        return CheckpointWritten(step, directory, part, *about, seconds, self._epoch)
 
     def failed(self, error: Exception) -> CheckpointFailed | None:
         """The writer could not store it; the buffer is free."""

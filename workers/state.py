@@ -25,6 +25,7 @@ from crc32c import crc32c
 
 from storage.errors import ConfigurationError, SharedMemoryTooSmall
 from storage.layout import StateArray
+from workers.course import NBYTES_PER_ROW
 from workers.processes import ProcessId, available_memory
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 PAGE = 4096
 NUM_BUFFERS = 3
 AUX_NBYTES = 64 * 1024
+"""Of an aux block, without the rows of metrics that a course holds."""
 MAX_MEMBERS = 120
-_MAGIC = 0x5441_4644_4C4F_4801  # "\x01HOLDFAT", little-endian, changes with the format
+_MAGIC = 0x5441_4644_4C4F_4802  # "\x02HOLDFAT", little-endian, changes with the format
 _RECORD_WORDS = 8
 
 
@@ -72,6 +74,11 @@ class ArenaSpec:
         return self.arrays[0]
 
     @property
+    def aux_nbytes(self) -> int:
+        """Size of an aux block in bytes."""
+        return page_up(AUX_NBYTES + NBYTES_PER_ROW * self.num_metrics)
+
+    @property
     def nbytes(self) -> int:
         """Size of the arena in bytes."""
         return _Places(self).nbytes
@@ -83,7 +90,7 @@ class _Places:
     def __init__(self, spec: ArenaSpec) -> None:
         self.meta = json.dumps(spec.to_json(), sort_keys=True).encode()
         self.aux = page_up(3 * PAGE + len(self.meta))
-        offset = self.aux + NUM_BUFFERS * AUX_NBYTES
+        offset = self.aux + NUM_BUFFERS * spec.aux_nbytes
         self.arrays: list[dict[str, int]] = []
         for _ in range(NUM_BUFFERS):
             places = {}
@@ -266,21 +273,23 @@ class Arena:
 
     def _write_aux(self, buffer: int, aux: Mapping[str, Any]) -> None:
         data = json.dumps(aux, separators=(",", ":")).encode()
-        assert len(data) <= AUX_NBYTES - 8, f"the aux block holds {AUX_NBYTES - 8} bytes, not {len(data)}"
-        start = self._aux_offset + buffer * AUX_NBYTES
+        size = self.spec.aux_nbytes
+        assert len(data) <= size - 8, f"the aux block holds {size - 8} bytes, not {len(data)}"
+        start = self._aux_offset + buffer * size
         head = len(data).to_bytes(4, "little") + crc32c(data).to_bytes(4, "little")
         self._memory[start : start + 8 + len(data)] = head + data
 
     def aux_bytes(self, buffer: int) -> NDArray[np.uint8]:
         """The block beside `buffer`, as it is stored."""
-        return np.frombuffer(self._memory, np.uint8, AUX_NBYTES, self._aux_offset + buffer * AUX_NBYTES)
+        size = self.spec.aux_nbytes
+        return np.frombuffer(self._memory, np.uint8, size, self._aux_offset + buffer * size)
 
     def aux(self, buffer: int) -> dict[str, Any]:
         """What was stored beside `buffer`. Raises ValueError if it is damaged."""
-        start = self._aux_offset + buffer * AUX_NBYTES
+        start = self._aux_offset + buffer * self.spec.aux_nbytes
         head = self._memory[start : start + 8]
         length = int.from_bytes(head[:4], "little")
-        data = self._memory[start + 8 : start + 8 + min(length, AUX_NBYTES)]
+        data = self._memory[start + 8 : start + 8 + min(length, self.spec.aux_nbytes)]
         if crc32c(data) != int.from_bytes(head[4:], "little"):
             raise ValueError(f"the aux block of buffer {buffer} in {self.path} is damaged")
         value: dict[str, Any] = json.loads(data)

@@ -13,9 +13,17 @@ from workers.data import Dataset
 from workers.engine import Engine, as_engine
 from workers.fingerprint import difference, numeric_fingerprint
 from workers.reports import reports_of
+from workers.schedule import steps_per_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from workers.nn.callbacks.jobs import JobCallbacks
+    from workers.schedule import Remainder
+
+
+BEST = "best"
+"""The array of the parameters that a callback found to be the best."""
 
 
 class JobParts(Protocol):
@@ -37,6 +45,22 @@ class JobParts(Protocol):
     def on_data_error(self) -> str:
         """ "fail" or "skip"."""
 
+    @property
+    def callbacks(self) -> Sequence[Any] | None:
+        """What is asked at the end of each epoch; None: epochs mean nothing."""
+
+    @property
+    def steps(self) -> int:
+        """Steps to train."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step."""
+
+    @property
+    def remainder(self) -> Remainder:
+        """What becomes of samples that fill no batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -48,6 +72,9 @@ class Task:
     skips_unreadable: bool = False
     """Whether microbatches whose samples cannot be read are left out."""
 
+    callbacks: JobCallbacks | None = None
+    """What is asked at the end of each epoch."""
+
     @classmethod
     def load(cls, source: bytes) -> Task:
         """Load the job from what `shipped` made of it."""
@@ -57,12 +84,18 @@ class Task:
         engine = as_engine(parts.model())
         data = _dataset(parts.data(), "data")
         validation = _dataset(parts.validation(), "validation") if parts.validation is not None else None
-        return cls(engine, data, validation, parts.on_data_error == "skip")
+        callbacks = callbacks_of(engine, parts, len(data))
+        return cls(engine, data, validation, parts.on_data_error == "skip", callbacks)
+
+    def state_arrays(self) -> tuple[StateArray, ...]:
+        """The flat arrays of the training state."""
+        keeps_best = self.callbacks is not None and self.callbacks.keeps_best
+        return state_arrays(self.engine, keeps_best=keeps_best)
 
     def describe(self) -> dict[str, Any]:
         """What must be equal on all workers and attempts, and what the node's memory is sized by."""
         return {
-            "arrays": [array.to_json() for array in state_arrays(self.engine)],
+            "arrays": [array.to_json() for array in self.state_arrays()],
             "whole": [list(ends) for ends in self.engine.optimizer.whole],
             "metrics": reports_of(self.engine),
             "engine": self.engine.config(),
@@ -71,6 +104,7 @@ class Task:
             "samples": len(self.data),
             "validation": None if self.validation is None else self.validation.identity(),
             "validation_samples": 0 if self.validation is None else len(self.validation),
+            "callbacks": None if self.callbacks is None else self.callbacks.names(),
             "fingerprint": numeric_fingerprint(),
         }
 
@@ -80,10 +114,25 @@ def shipped(loader: bytes, paths: Sequence[str]) -> bytes:
     return pickle.dumps((list(paths), loader))
 
 
-def state_arrays(engine: Engine) -> tuple[StateArray, ...]:
-    """The flat arrays of a training state: parameters first, then the optimizer's slots."""
+def state_arrays(engine: Engine, *, keeps_best: bool = False) -> tuple[StateArray, ...]:
+    """The flat arrays of a training state: parameters, the optimizer's slots, the best epoch's parameters."""
     names = ["params", *(f"slots/{slot}" for slot in engine.optimizer.slots)]
+    if keeps_best:
+        names.append(BEST)
     return tuple(StateArray(name, engine.layout) for name in names)
+
+
+def callbacks_of(engine: Engine, parts: JobParts, samples: int) -> JobCallbacks | None:
+    """The callbacks of a job, or None. Raises ConfigurationError if it cannot have them."""
+    if parts.callbacks is None:
+        return None
+    from workers.nn.callbacks.jobs import JobCallbacks
+    from workers.nn.engine import ModelEngine
+
+    if not isinstance(engine, ModelEngine):
+        raise ConfigurationError("callbacks look at a workers.nn model, and this job trains another engine")
+    per_epoch = max(1, steps_per_epoch(samples, parts.batch_size, parts.remainder))
+    return JobCallbacks(engine, parts.callbacks, -(-parts.steps // per_epoch), per_epoch)
 
 
 def _dataset(value: object, what: str) -> Dataset:

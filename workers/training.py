@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import HoldfastError, InfrastructureError, UserCodeError
+from storage.errors import CorruptCheckpoint, HoldfastError, InfrastructureError, UserCodeError
 from storage.layout import StateArray
 from workers.arenas import open_arena, parts_path
 from workers.barrier import Assignment, Barrier
+from workers.course import Answer, Course, Question
 from workers.deadlines import START_S, Deadlines
 from workers.links import Links
 from workers.messages import (
@@ -30,6 +31,7 @@ from workers.messages import (
     Described,
     Dismiss,
     Doubted,
+    EpochEnded,
     Evaluated,
     Event,
     Failed,
@@ -96,6 +98,7 @@ class Phase(Enum):
     REVIEW = "review"
     UPDATE = "update"
     EVALUATE = "evaluate"
+    CALLBACKS = "callbacks"
     BOUNDARY = "boundary"
     DRAIN = "drain"
     ENDED = "ended"
@@ -108,6 +111,7 @@ class _Survivor:
     found: Found
     buffer: int
     metrics: dict[str, float]
+    course: dict[str, Any]
 
 
 def _survivor(arena: Arena) -> _Survivor | None:
@@ -118,7 +122,7 @@ def _survivor(arena: Arena) -> _Survivor | None:
     try:
         aux = arena.aux(commit.buffer)
         found = Found(commit.attempt, commit.step, aux["fingerprint"], commit.epoch)
-        return _Survivor(found, commit.buffer, aux["metrics"])
+        return _Survivor(found, commit.buffer, aux["metrics"], aux["course"])
     except (ValueError, KeyError):
         return None
 
@@ -184,6 +188,8 @@ class Training:
         self._first_maker = -1  # of the microbatch that is reviewed
         self._doomed: list[tuple[int, str]] = []
         self._validation: Validation | None = None
+        self._course: Course | None = None  # where there are callbacks
+        self._question: Question | None = None
         self._saving = Saving()
         self._restoring = ""
         self._restorer = 0  # id of the writer that reads it
@@ -329,6 +335,9 @@ class Training:
         self._arena = open_arena(spec, command.slot)
         self._prepare = command
         self._validation = Validation(description, command.batch_size)
+        if description["callbacks"] is not None:
+            cut = (description["samples"], command.batch_size, command.remainder)
+            self._course = Course(description["metrics"], steps_per_epoch(*cut))
         self._barrier = Barrier(num_slots)
         for peer in [*self._workers.values(), *self._writers.values()]:
             self._admit(peer)
@@ -349,6 +358,7 @@ class Training:
     def _adopt(self) -> None:
         assert self._survivor is not None
         self._metrics = self._survivor.metrics
+        self._take_course(self._survivor.course, self._survivor.found.step)
         self._started(self._survivor.found.step, self._survivor.buffer, stored=False)
 
     def _copy(self, command: Copy) -> None:
@@ -365,13 +375,15 @@ class Training:
         assert copied is not None
         aux = arena.aux(self._target)
         self._metrics = aux["metrics"]
+        self._take_course(aux["course"], copied.step)
         arena.commit(copied.attempt, self._ready_prepare().epoch, copied.step, self._target, aux)
         self._started(copied.step, self._target, stored=False)
 
     def _replay(self, address: str, epoch: int, step: int) -> None:
         """Make the step that another node is ahead by, with sums that it has kept; else copy its state."""
         reduction = self._reduction
-        if step != self._step or reduction is None or not reduction.replay(address, epoch, step):
+        able = step == self._step and not self._callbacks_are_due()
+        if reduction is None or not able or not reduction.replay(address, epoch, step):
             self._copy(Copy(address, step + 1, self._attempt))
             return
         self._replaying = True
@@ -385,6 +397,8 @@ class Training:
         self._links.begin(plan.attempt, plan.epoch)
         if plan.members:
             self._open_reduction(plan)
+        self._tell_evaluation()  # whoever was to hear of it may be gone
+        self._tell_epoch()
         self._phase = Phase.BOUNDARY
 
     def _open_reduction(self, plan: Plan) -> None:
@@ -613,8 +627,13 @@ class Training:
                 case Phase.UPDATE:
                     pieces = [(i, *self._segments[i]) for i in items]
                     message = (self._step, self._buffer, self._target, *self._addends(pieces))
+                    if self._course is not None:
+                        levels = () if self._reduction is not None else (None,)
+                        message += (*levels, self._course.knobs, self._course.keeps_best(self._step))
                 case Phase.EVALUATE:
                     message = (self._buffer, items)
+                case Phase.CALLBACKS:
+                    message = (self._buffer, items, self._question)
                 case Phase.INITIALISE:
                     message = (self._target, items)
                 case _:
@@ -624,14 +643,16 @@ class Training:
             self.deadlines.given(assignment.worker, kind, items[0], now)
 
     def _done(
-        self, peer: Peer, ticket: int, item: int, sums: Sums | None = None, finite: bool = True
+        self, peer: Peer, ticket: int, item: int, found: Sums | Answer | None = None, finite: bool = True
     ) -> None:
         if ticket != self._ticket:
             return
         if self._barrier.done(peer.id, item):
             self.deadlines.finished(peer.id, self._barrier.current(peer.id), self._clock())
-            if sums is not None:
-                self._ready_validation().collect(item, sums)
+            if isinstance(found, Answer):
+                self._answered(found)
+            elif found is not None:
+                self._ready_validation().collect(item, found)
             self._suspicion.heard(item, finite=finite)
         self._let_leave(peer)
 
@@ -671,6 +692,8 @@ class Training:
                 return f"step {self._step}, microbatch {item}"
             case Phase.EVALUATE:
                 return f"the evaluation at step {self._step}, batch {item}"
+            case Phase.CALLBACKS:
+                return f"the callbacks at step {self._step}"
             case Phase.UPDATE:
                 return f"the update of step {self._step}, segment {item}"
             case _:
@@ -696,6 +719,7 @@ class Training:
             Phase.EXCHANGE: self._end_exchange,
             Phase.UPDATE: self._end_update,
             Phase.EVALUATE: self._end_evaluation,
+            Phase.CALLBACKS: self._at_boundary,
         }
         while self._phase in ends and self._barrier.complete:
             if self._phase is Phase.EXCHANGE and not self._all_here():
@@ -743,6 +767,7 @@ class Training:
 
     def _end_initialise(self) -> None:
         epoch = self._ready_prepare().epoch
+        self._take_course({}, 0)
         self._ready_arena().commit(self._attempt, epoch, 0, self._target, self._aux({}))
         self._started(0, self._target, stored=False)
 
@@ -916,6 +941,8 @@ class Training:
         else:
             totals = self._reduction.totals()
         self._metrics = results(description["metrics"], totals)
+        if self._course is not None:
+            self._course.add(totals)
         arena.commit(plan.attempt, plan.epoch, self._step + 1, self._target, self._aux(self._metrics))
         self._step, self._buffer = self._step + 1, self._target
         if self._disturbed_at is not None:
@@ -938,11 +965,72 @@ class Training:
     def _aux(self, metrics: dict[str, float]) -> dict[str, Any]:
         """What is kept beside a buffer."""
         assert self._description is not None
-        return {"metrics": metrics, "fingerprint": self._description["fingerprint"]}
+        fingerprint = self._description["fingerprint"]
+        return {"metrics": metrics, "fingerprint": fingerprint, "course": self._course_as_json()}
 
     def _end_evaluation(self) -> None:
-        self._events.append(Evaluated(self._step, self._ready_validation().finish(self._step)))
+        self._ready_validation().finish(self._step)
+        self._tell_evaluation()
         self._at_boundary()
+
+    def _tell_evaluation(self) -> None:
+        """One node tells; it may be another than when it was evaluated."""
+        if self._is_first and (metrics := self._ready_validation().to_tell(self._step)) is not None:
+            self._events.append(Evaluated(self._step, metrics))
+
+    # -- callbacks ----------------------------------------------------------------------------------------
+
+    def _take_course(self, doc: dict[str, Any], step: int) -> None:
+        """The course of the state that the node holds now."""
+        if self._course is not None:
+            self._course.load(doc, step)
+
+    def _course_as_json(self) -> dict[str, Any]:
+        return {} if self._course is None else self._course.to_json()
+
+    def _callbacks_are_due(self) -> bool:
+        """Whether callbacks have to be asked before anything else is done at this step.
+
+        Their answers are in memory until the next step is committed: they are asked again after a loss, and
+        say the same.
+        """
+        if self._course is None or self._plan is None:
+            return False
+        return self._course.is_due(self._step, self._plan.steps)
+
+    def _ask_callbacks(self) -> None:
+        """Every node asks its own workers: what they say depends on the state alone."""
+        course, plan, validation = self._course, self._plan, self._ready_validation()
+        assert course is not None
+        assert plan is not None
+        if course.ends(self._step) and validation.falls_on(self._step, plan.validate_every):
+            if not validation.is_done(self._step):
+                self._begin(Phase.EVALUATE, range(validation.num_batches))
+                return
+            metrics = validation.metrics_of(self._step)
+        else:
+            metrics = {}
+        self._question = course.question(self._step, plan.steps, metrics)
+        self._begin(Phase.CALLBACKS, range(1))
+
+    def _answered(self, answer: Answer) -> None:
+        course, question = self._course, self._question
+        assert course is not None
+        assert question is not None
+        course.take(question, answer)
+        if question.ended is not None:
+            self._tell_epoch()
+
+    def _tell_epoch(self) -> None:
+        course = self._course
+        if course is not None and course.ended and self._is_first:
+            self._events.append(EpochEnded(course.ended - 1, course.logs, course.stopped))
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this is the node that evaluates and reports for all."""
+        plan = self._plan
+        return plan is None or not plan.members or plan.members[0].node == self._node
 
     # -- boundaries ---------------------------------------------------------------------------------------
 
@@ -950,10 +1038,12 @@ class Training:
         """A step is committed. Evaluate, checkpoint, stop or go on."""
         plan, validation = self._plan, self._ready_validation()
         assert plan is not None
-        done = self._step >= plan.steps
+        if self._callbacks_are_due() and (self._stop is None or self._step >= plan.steps):
+            self._ask_callbacks()
+            return
+        done = self._step >= plan.steps or (self._course is not None and self._course.stopped)
         stopping = self._stop is not None and not done
-        first = not plan.members or plan.members[0].node == self._node  # one node evaluates for all
-        if first and validation.due(self._step, plan.validate_every, last=done) and not stopping:
+        if self._is_first and validation.due(self._step, plan.validate_every, last=done) and not stopping:
             self._begin(Phase.EVALUATE, range(validation.num_batches))
             return
         if done or self._stop is not None:
@@ -997,7 +1087,10 @@ class Training:
         arena = self._ready_arena()
         nodes = [member.node for member in self._plan.members] or [self._node]
         share = (nodes.index(self._node), len(nodes))
-        self._saving.begin(arena, self._writer, self._plan, self._buffer, self._step, metrics, share)
+        counters = {} if self._course is None else {"course": self._course.to_json()}
+        self._saving.begin(
+            arena, self._writer, self._plan, self._buffer, self._step, metrics, counters, share
+        )
         self.deadlines.stores(self._writer.id, self._state_nbytes() // share[1], self._clock())
 
     def _state_nbytes(self) -> int:
@@ -1011,9 +1104,14 @@ class Training:
         if event is not None:
             self._events.append(event)
 
-    def _restored(self, step: int, metrics: dict[str, float]) -> None:
+    def _restored(self, step: int, metrics: dict[str, float], counters: dict[str, Any]) -> None:
         if self._resting is not None:
             self._phase = Phase.IDLE  # another epoch has begun: it will be read anew if it is needed
+            return
+        try:
+            self._take_course(counters.get("course", {}), step)
+        except (ValueError, TypeError) as error:
+            self._restore_failed(CorruptCheckpoint(f"{self._restoring}: {error}"))
             return
         self._metrics = metrics
         epoch = self._ready_prepare().epoch

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from workers.engine import Flat, Optimizer
 
-BLOCK = 1 << 15
+BLOCK = 1 << 16
 """Elements that an update handles at a time: the operands of a block stay in the cache."""
 
 

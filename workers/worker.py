@@ -26,15 +26,17 @@ from workers.rng import Purpose, Streams
 from workers.schedule import batch_indices, blocks, microbatches, tree_depth, tree_sum
 from workers.state import Arena
 from workers.suspicion import all_finite
-from workers.task import Task
+from workers.task import BEST, Task
 from workers.tracebacks import summary, user_traceback
 from workers.updates import BLOCK, MeanGradient, longest_block, measured, update_block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
     from numpy.typing import NDArray
 
+    from workers.course import Question
     from workers.data import Dataset
     from workers.engine import Batch
     from workers.schedule import Remainder
@@ -125,7 +127,9 @@ class Worker:
         length = arena.spec.params.length
         # One array object per buffer and slot, so that engines can keep their views of them.
         self._params = [buffer["params"][:length] for buffer in arena.buffers]
-        self._states = [[b[a.name][:length] for a in arena.spec.arrays[1:]] for b in arena.buffers]
+        names = [array.name for array in arena.spec.arrays[1:] if array.name != BEST]
+        self._states = [[b[name][:length] for name in names] for b in arena.buffers]
+        self._best = [b[BEST][:length] for b in arena.buffers if BEST in b]
         self._grads = [grads[:length] for grads in arena.grads]
         self._parts: Parts | None = None  # of several nodes' gradients
         longest = longest_block(length, task.engine.optimizer.whole)
@@ -143,7 +147,7 @@ class Worker:
     def initialise(self, ticket: int, buffer: int, items: tuple[int, ...]) -> None:
         """Fill a buffer with the initial state."""
         params = self._params[buffer]
-        for array in (params, *self._states[buffer]):
+        for array in (params, *self._states[buffer], *self._best[buffer : buffer + 1]):
             array[:] = 0
         try:
             self._task.engine.init(params, Streams(self._seed, purpose=Purpose.INIT))
@@ -190,11 +194,14 @@ class Worker:
         slots: list[int],
         items: list[tuple[int, int, int]],
         levels: list[int] | None = None,
+        knobs: Mapping[str, Any] | None = None,
+        keeps_best: bool = False,
     ) -> None:
         """Sum the slots along the tree and apply the optimizer, for segments (item, start, stop).
 
         With `levels`, the slots are parts of several nodes, of those levels of the tree. A step without any
-        weight changes nothing.
+        weight changes nothing. `knobs` are what callbacks have set; with `keeps_best` the parameters before
+        the step are the best ones from now on.
         """
         optimizer = self._task.engine.optimizer
         old = (self._params[source], self._states[source])
@@ -218,7 +225,12 @@ class Worker:
                     if flip:
                         gradient[0] = np.nan
                     finite = finite and all_finite(gradient)
-                    update_block(optimizer, step, (low, high), old, new, gradient, weight, scratch, sums)
+                    update_block(
+                        optimizer, step, (low, high), old, new, gradient, weight, scratch, sums, knobs
+                    )
+                    if self._best:
+                        best = old[0] if keeps_best else self._best[source]
+                        np.copyto(self._best[target][low:high], best[low:high])
                     if 2 * high >= start + stop:
                         self._strike(step, "update")
             except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
@@ -259,6 +271,17 @@ class Worker:
                 self._report(ticket, item, error)
                 continue
             self._channel.send("done", ticket, item, sums)
+
+    def callbacks(self, ticket: int, buffer: int, items: tuple[int, ...], question: Question) -> None:
+        """Ask the job's callbacks."""
+        assert self._task.callbacks is not None
+        try:
+            answer = self._task.callbacks.ask(question, self._params[buffer])
+            self._strike(question.step, "callbacks")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
+            self._report(ticket, items[0], error)
+        else:
+            self._channel.send("done", ticket, items[0], answer)
 
     def _samples(self, step: int) -> list[NDArray[np.int64]]:
         """The samples of each microbatch of `step`."""

@@ -93,7 +93,7 @@ def _restore(
     store = open_store(url)
     manifest = read_manifest(store, directory)
     restore(store, directory, manifest, arena.spec.arrays, arena.buffers[buffer])
-    channel.send("restored", manifest.step, manifest.metrics)
+    channel.send("restored", manifest.step, manifest.metrics, manifest.counters)
 
 
 def _strike(fault: Fault | None, step: int, phase: str) -> None:

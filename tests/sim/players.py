@@ -16,6 +16,7 @@ from storage.errors import CorruptCheckpoint, StorageError, UserCodeError
 from tests.sim.training_job import (
     BATCH,
     LENGTH,
+    RATE,
     description,
     evaluated,
     gradient,
@@ -29,8 +30,11 @@ from workers.schedule import share
 from workers.state import Arena
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.sim.training_job import State
     from tests.sim.world import Agent, World
+    from workers.course import Question
     from workers.processes import ProcessId
 
 IN_FLIGHT = 7
@@ -61,7 +65,11 @@ class Player:
     half: Any = None
 
     def __post_init__(self) -> None:
-        what = description(self.world.validation) if self.role == "worker" else None
+        what = (
+            description(self.world.validation, callbacks=self.world.callbacks is not None)
+            if self.role == "worker"
+            else None
+        )
         self.said.append(("ready", what))
 
     def send(self, *message: Any) -> None:
@@ -149,10 +157,15 @@ class Player:
         slots: list[int],
         pieces: list[tuple[int, int, int]],
         levels: list[int] | None = None,
+        knobs: Mapping[str, float] | None = None,
+        keeps_best: bool = False,
     ) -> None:
-        finite = self._update(source, target, slots, pieces[:1], levels)
+        assert not keeps_best
+        assert (knobs is None) == (self.world.callbacks is None)
+        rest = (levels, *(() if knobs is None else (knobs,)))
+        finite = self._update(source, target, slots, pieces[:1], *rest)
         self.said.append(("done", ticket, pieces[0][0], None, finite))
-        self.told[0] = ("update", ticket, step, source, target, slots, pieces[1:], levels)
+        self.told[0] = ("update", ticket, step, source, target, slots, pieces[1:], *rest)
         if not pieces[1:]:
             self.next()
 
@@ -162,17 +175,24 @@ class Player:
         target: int,
         slots: list[int],
         pieces: list[tuple[int, int, int]],
-        levels: list[int] | None,
+        levels: list[int] | None = None,
+        knobs: Mapping[str, float] | None = None,
+        keeps_best: bool = False,
     ) -> bool:
         assert self.arena is not None
         memory = self.arena if levels is None else self.parts
         assert memory is not None
         total = total_of([memory.grads[slot][:LENGTH].copy() for slot in slots], levels)
         for _, low, high in pieces:
-            new = update(self.state(source), total, low, high)
+            new = update(self.state(source), total, low, high, (knobs or {}).get("rate", RATE))
             for array, value in zip(self.state(target), new, strict=True):
                 array[low:high] = value
         return all(bool(np.isfinite(total[low:high]).all()) for _, low, high in pieces)
+
+    def callbacks(self, ticket: int, buffer: int, items: tuple[int, ...], question: Question) -> None:
+        assert self.world.callbacks is not None
+        self.said.append(("done", ticket, items[0], self.world.callbacks.answer(question)))
+        self.next()
 
     def evaluate(self, ticket: int, buffer: int, items: tuple[int, ...]) -> None:
         for item in items:
@@ -215,7 +235,7 @@ class Player:
             return
         for array, value in zip(self.state(target), checkpoint.state, strict=True):
             array[:] = value
-        self.said.append(("restored", checkpoint.step, checkpoint.metrics))
+        self.said.append(("restored", checkpoint.step, checkpoint.metrics, checkpoint.counters))
 
     def scribble(self) -> None:
         """Dead or superseded, and not known to be gone: what it may write, it may have written."""
@@ -226,9 +246,9 @@ class Player:
             self.arena.sums[slot][:] = np.nan
         for kind, *arguments in self.told:
             if kind == "update":  # one that runs late writes the same bits, as does a late sum
-                _, _, source, target, slots, pieces, *levels = arguments
-                if not levels or levels[0] is None or self.parts is not None:
-                    self._update(source, target, slots, pieces, *(levels or [None]))
+                _, _, source, target, slots, pieces, *rest = arguments
+                if not rest or rest[0] is None or self.parts is not None:
+                    self._update(source, target, slots, pieces, *rest)
             elif kind == "reduce" and self.parts is not None:
                 for piece in arguments[2]:
                     self._reduce(piece)
@@ -262,7 +282,7 @@ class Player:
             assert target != commit.buffer, "the committed buffer would be written"
             assert not any(each.reading == target for each in others), "a pinned buffer would be written"
             assert len(slots) == len(set(slots))
-            if levels:
+            if levels and levels[0] is not None:
                 assert len(levels[0]) == len(slots)
             else:
                 assert len(slots) == num_items(step, self.world.microbatches)

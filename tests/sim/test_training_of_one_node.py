@@ -234,7 +234,7 @@ class Player:
             return
         for array, value in zip(self.state(target), state, strict=True):
             array[:] = value
-        self.said.append(("restored", step, {"loss": 0.5}))
+        self.said.append(("restored", step, {"loss": 0.5}, {"iterations": step}))
 
     def scribble(self) -> None:
         """Dead or superseded, and not known to be gone: what it may write, it may have written."""
@@ -501,6 +501,7 @@ class Sim:
             "metrics": [mean("loss")],
             "samples": NUM_SAMPLES,
             "validation_samples": self.validation,
+            "callbacks": None,
             "fingerprint": {"numpy": "2"},
         }
 

@@ -26,7 +26,17 @@ from storage.errors import InfrastructureError, StorageError, Superseded
 from storage.manifest import Base
 from tests.sim.network import Network, PlayedExchange
 from tests.sim.players import IN_FLIGHT, Player
-from tests.sim.training_job import BATCH, FINGERPRINT, LENGTH, evaluated, reference, same, total_of
+from tests.sim.training_job import (
+    BATCH,
+    FINGERPRINT,
+    LENGTH,
+    PER_EPOCH,
+    Callbacks,
+    evaluated,
+    reference,
+    same,
+    total_of,
+)
 from workers import messages as m
 from workers.agent import AgentLoop
 from workers.arenas import arena_path
@@ -72,6 +82,7 @@ class Checkpoint:
     attempt: int
     state: State
     metrics: dict[str, float]
+    counters: dict[str, Any]
 
 
 @dataclass(eq=False)
@@ -370,12 +381,16 @@ class Coordinator:
             assert step == first.step
             whole[:, low:high] = pieces
         state = (whole[0], whole[1])
-        assert same(state, reference(first.step, world.microbatches)[0]), "a checkpoint mixes states"
+        assert same(state, reference(first.step, world.microbatches, world.callbacks)[0]), (
+            "a checkpoint mixes states"
+        )
         if self is not world.coordinator:
             return e.CommitFailed(first.step, Superseded("a newer attempt has begun"))
         if world.chance(world.odds.commit_fails):
             return e.CommitFailed(first.step, StorageError("503 slow down"))
-        world.checkpoints[first.directory] = Checkpoint(first.step, self.attempt, state, first.metrics)
+        world.checkpoints[first.directory] = Checkpoint(
+            first.step, self.attempt, state, first.metrics, first.counters
+        )
         return e.Committed(first.step, "digest")
 
 
@@ -399,6 +414,9 @@ class World:
         self.validate_every = rng.choice([None, 1, 2])
         self.validation = rng.choice([0, 3, 9])
         self.standby = rng.choice([0, 0, 1, 2])
+        stop_after = (None, None, 1, 2)[seed // 2 % 4]
+        asked = Callbacks(self.validation, self.validate_every, stop_after)
+        self.callbacks = asked if seed % 2 else None
         self.left = odds.disturbances
         self.up = {*self.room}  # machines that are there
         self.network = Network(rng, odds.fetch_fails)
@@ -716,7 +734,7 @@ class World:
                 assert (commit.sequence, commit.step) == (last.sequence + 1, last.step + 1)
             arena = agent.training._arena
             params, slot = (arena.buffers[commit.buffer][name][:LENGTH] for name in ("params", "slots/m"))
-            state, metrics = reference(commit.step, self.microbatches)
+            state, metrics = reference(commit.step, self.microbatches, self.callbacks)
             assert same((params, slot), state), f"step {commit.step} of node {agent.node} is wrong (A)"
             aux = arena.aux(commit.buffer)["metrics"]
             assert all(aux.get(name) == value for name, value in metrics.items()), "its metrics are wrong"
@@ -733,14 +751,21 @@ class World:
             held = self.steps_held()
             self.visible = max(self.visible, min(held.get(node, -1) for node in state.members))
 
+    @property
+    def last_step(self) -> int:
+        """The step after which the run is done: the last, or where a callback ends it."""
+        ends = None if self.callbacks is None else self.callbacks.stop_after
+        return self.steps if ends is None else min(self.steps, ends * PER_EPOCH)
+
     def check_done(self, state: machine.State) -> None:
         """The run is done: all steps, the last one evaluated and in a checkpoint."""
         assert state.status is Status.DONE, state
-        assert state.step == self.steps
+        last = self.last_step
+        assert state.step == last
         assert self.newest_checkpoint() is not None
-        assert self.checkpoints[self.newest_checkpoint() or ""].step == self.steps
+        assert self.checkpoints[self.newest_checkpoint() or ""].step == last
         if self.validation and state.metrics:
-            params = reference(self.steps, self.microbatches)[0][0]
+            params = reference(last, self.microbatches, self.callbacks)[0][0]
             items = [evaluated(params, i) for i in range(-(-self.validation // BATCH))]
             total = total_of(items)
             assert state.metrics == {"val_loss": float(total[0, 0] / total[0, 1])}

@@ -86,6 +86,11 @@ class ModelEngine:
         self._programs: dict[tuple[int, bool], Program] = {}
         self._viewed: dict[int, tuple[Array, list[Array]]] = {}
 
+    @property
+    def model(self) -> Model:
+        """The model that it was made of."""
+        return self._model
+
     # -- what training asks -------------------------------------------------------------------------------
 
     def init(self, params: Flat, streams: Streams) -> None:

@@ -32,6 +32,7 @@ DESCRIPTION: dict[str, Any] = {
     "optimizer": {},
     "data": {},
     "samples": 40,
+    "callbacks": None,
     "fingerprint": {},
 }
 

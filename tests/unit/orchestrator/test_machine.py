@@ -98,6 +98,10 @@ EXAMPLES: dict[type, list[Any]] = {
     m.CheckpointWritten: [written(), written(epoch=2)],
     m.CheckpointFailed: [m.CheckpointFailed(5, StorageError("503"), 1)],
     m.Evaluated: [m.Evaluated(5, {"val_loss": 0.5})],
+    m.EpochEnded: [
+        m.EpochEnded(0, {"loss": 0.5}, stopped=False),
+        m.EpochEnded(1, {"loss": 0.4}, stopped=True),
+    ],
     m.Failed: [m.Failed(UserCodeError("Traceback\nboom"))],
     m.Retried: [m.Retried("step 5, microbatch 1", "ValueError: x")],
     m.Unreadable: [

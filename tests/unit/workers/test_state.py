@@ -165,7 +165,7 @@ def test_a_damaged_aux_block_is_not_believed(folder: Path) -> None:
     arena = Arena.create(str(folder / "arena"), spec_of())
     arena.commit(1, 0, 1, 2, {"metrics": {"loss": 1.5}})
     data = bytearray(arena._memory[:])
-    start = arena._aux_offset + 2 * state.AUX_NBYTES
+    start = arena._aux_offset + 2 * arena.spec.aux_nbytes
     for place in (start, start + 3, start + 4, start + 12):
         arena._memory[place] = data[place] ^ 0x40
         with pytest.raises(ValueError, match="buffer 2"):
@@ -186,7 +186,7 @@ def test_an_aux_block_that_does_not_fit_leaves_the_commit_as_it_was(folder: Path
     arena = Arena.create(str(folder / "arena"), spec_of())
     old = arena.commit(1, 0, 1, 0, {"metrics": {}})
     with pytest.raises(AssertionError, match="aux"):
-        arena.commit(1, 0, 2, 1, {"x": "y" * state.AUX_NBYTES})
+        arena.commit(1, 0, 2, 1, {"x": "y" * arena.spec.aux_nbytes})
     assert arena.committed() == old
     assert arena.aux(0) == {"metrics": {}}
     assert not arena.buffers[0]["params"].any()

@@ -12,7 +12,7 @@ from workers import nn
 from workers.schedule import blocks, segments, tree_depth
 from workers.updates import BLOCK, MeanGradient, longest_block, measured, update_block
 
-SHAPES = {"a": (300, 120), "b": (120,), "c": (120, 400), "d": (400,), "e": (7,)}
+SHAPES = {"a": (600, 160), "b": (120,), "c": (120, 400), "d": (400,), "e": (7,)}
 LAYOUT = Layout.of(SHAPES)
 MICROBATCHES = 3
 OPTIMIZERS = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from storage.strict_json import spelled, unspelled
 from workers.nn.lookup import check
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ class Callback:
     """
 
     remembers: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes that are its state: numbers, strings, None, and lists of them."""
+    """Names of the attributes that are its state: numbers, strings, None, and lists of them.
+
+    In a job each epoch may end on another worker: what is not named here is not remembered there.
+    """
+
+    observes: ClassVar = False
+    """Whether it only writes down what happens: that of a job is told where `orchestrator.fit` was called."""
 
     def __init__(self) -> None:
         self.params: dict[str, Any] = {}
@@ -44,13 +51,13 @@ class Callback:
 
     def get_state(self) -> dict[str, Any]:
         """What must be remembered, as JSON values."""
-        return {name: _spelled(getattr(self, name)) for name in self.remembers}
+        return {name: spelled(_plain(getattr(self, name))) for name in self.remembers}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """In place. Go on from what `get_state` gave."""
         for name in self.remembers:
             if name in state:
-                setattr(self, name, _read(state[name]))
+                setattr(self, name, unspelled(state[name]))
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Training begins."""
@@ -172,18 +179,6 @@ def _is_better_higher(name: str) -> bool:
     return any(part in name.removeprefix("val_").lower() for part in _HIGHER)
 
 
-def _spelled(value: Any) -> Any:
-    """A value as JSON has it: floats that are not finite as strings."""
-    if isinstance(value, list | tuple):
-        return [_spelled(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value
-
-
-def _read(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_read(item) for item in value]
-    return float(value) if value in ("inf", "-inf", "nan") else value
+def _plain(value: Any) -> Any:
+    """Python's own number for one of NumPy."""
+    return value.item() if hasattr(value, "item") else value

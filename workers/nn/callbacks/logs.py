@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 class History(Callback):
     """`fit` returns one: `history` has a list for each metric, with a value for each epoch in `epoch`."""
 
+    observes: ClassVar = True
+
     def __init__(self) -> None:
         super().__init__()
         self.epoch: list[int] = []
         self.history: dict[str, list[float]] = {}
+
+    result: Any = None
+    """How the run stands, of a training by `orchestrator.fit`: an `orchestrator.Result`."""
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Forget what an earlier training gave."""
@@ -36,6 +41,7 @@ class CSVLogger(Callback):
     file."""
 
     remembers: ClassVar = ("keys",)
+    observes: ClassVar = True
 
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
         super().__init__()
@@ -75,6 +81,8 @@ class CSVLogger(Callback):
 
 class LambdaCallback(Callback):
     """Calls functions: `LambdaCallback(on_epoch_end=lambda epoch, logs: ...)`."""
+
+    observes: ClassVar = True
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import ClassVar
 
 from workers.nn.callbacks.base import Callback, Logs
 
@@ -14,6 +15,8 @@ _PAUSE_S = 0.1
 class ProgbarLogger(Callback):
     """`verbose` 1: a bar for each epoch, drawn again and again on a terminal, once elsewhere; 2: a line for
     each."""
+
+    observes: ClassVar = True
 
     def __init__(self, verbose: int = 1) -> None:
         super().__init__()
