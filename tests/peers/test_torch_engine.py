@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from storage.errors import ConfigurationError
+from tests.peers.digests import check_same_digest
 from workers import nn
 from workers.rng import Purpose, Streams
 
@@ -49,61 +50,7 @@ def job(steps: int = 600):
 @pytest.mark.timeout(280)
 def test_the_digits_end_in_the_same_digest_whatever_dies(place: Place) -> None:
     place.file("torch_job.py", JOB)
-    words = [
-        "--faults",
-        "worker,all",
-        "--every",
-        "2",
-        "--count",
-        "4",
-        "--seed",
-        "3",
-        "--workers",
-        "2",
-        "--json",
-    ]
-    report = place.cli("chaos", "torch_job.py", *words, timeout_s=250).expect(0).json
-    assert report["holds"] is True
-    assert sum(report["delivered"].values()) == 4
-    assert report["state_digests"]["undisturbed"] == report["state_digests"]["disturbed"]
-    alone = (
-        place.cli(
-            "run",
-            "torch_job.py",
-            "--run-dir",
-            "alone",
-            "--workers",
-            "1",
-            "--runtime",
-            "process",
-            "--steps",
-            "300",
-            "--json",
-            timeout_s=120,
-        )
-        .expect(0)
-        .json
-    )
-    more = (
-        place.cli(
-            "run",
-            "torch_job.py",
-            "--run-dir",
-            "more",
-            "--workers",
-            "3",
-            "--runtime",
-            "process",
-            "--steps",
-            "300",
-            "--json",
-            timeout_s=120,
-        )
-        .expect(0)
-        .json
-    )
-    assert alone["state_digest"] == more["state_digest"]
-    assert alone["metrics"]["val_accuracy"] > 0.9
+    check_same_digest(place, "torch_job.py")
 
 
 def engine(module: Any, **options: Any) -> Any:

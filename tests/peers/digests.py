@@ -1,0 +1,29 @@
+"""A job of another engine keeps the main promise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.integration.harness import Place
+
+FAULTS = ("--faults", "worker,all", "--every", "2", "--count", "4", "--seed", "3", "--workers", "2")
+
+
+def check_same_digest(place: Place, file: str) -> None:
+    """It ends in the same digest under faults, and with 1 or 3 workers, and learns the digits."""
+    report = place.cli("chaos", file, *FAULTS, "--json", timeout_s=250).expect(0).json
+    assert report["holds"] is True
+    assert sum(report["delivered"].values()) == 4
+    assert report["state_digests"]["undisturbed"] == report["state_digests"]["disturbed"]
+    alone, more = (_run(place, file, workers) for workers in (1, 3))
+    assert alone["state_digest"] == more["state_digest"]
+    assert alone["metrics"]["val_accuracy"] > 0.9
+
+
+def _run(place: Place, file: str, workers: int) -> dict[str, Any]:
+    options = ["--workers", str(workers), "--runtime", "process", "--steps", "300", "--json"]
+    found: dict[str, Any] = (
+        place.cli("run", file, "--run-dir", f"with-{workers}", *options, timeout_s=120).expect(0).json
+    )
+    return found
