@@ -1,4 +1,4 @@
-"""The main promise for networks of other layers: on images, with moving averages, and of all kinds at once."""
+"""The main promise for networks of other layers: on images, with moving averages, and of all kinds."""
 
 from __future__ import annotations
 
