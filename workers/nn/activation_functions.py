@@ -297,6 +297,25 @@ def log_softmax_backward(y: Array, dy: Array, axis: int = -1) -> None:
     dy -= y
 
 
+def sparsemax(z: Array, axis: int = -1) -> None:
+    """The nearest point of the simplex (Martins and Astudillo, ICML 2016)."""
+    z -= z.max(axis=axis, keepdims=True)
+    falling = -np.sort(-z, axis=axis)
+    totals = np.cumsum(falling, axis=axis)
+    shape = [1] * z.ndim
+    shape[axis] = -1
+    count = np.arange(1, z.shape[axis] + 1, dtype=z.dtype).reshape(shape)
+    kept = (1 + count * falling > totals).sum(axis=axis, keepdims=True)
+    z -= (np.take_along_axis(totals, kept - 1, axis=axis) - 1) / kept.astype(z.dtype)
+    np.maximum(z, 0, out=z)
+
+
+def sparsemax_backward(y: Array, dy: Array, axis: int = -1) -> None:
+    np.greater(y, 0, out=y)
+    dy -= (dy * y).sum(axis=axis, keepdims=True) / y.sum(axis=axis, keepdims=True)
+    dy *= y
+
+
 def silu(z: Array) -> None:
     share = z.copy()
     sigmoid(share)

@@ -35,6 +35,8 @@ class Activation:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     general: Activation | None = None
     """What a call with arguments means, where that is another function."""
+    of_axis: bool = False
+    """Whether it looks at all values along an axis at once."""
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The function of a tensor, as a tensor; of an array, as a new array, at least float32."""
@@ -75,9 +77,8 @@ class Activation:
                 key not in ("negative_slope", "alpha", "b") or value >= 0,
                 f"{self.name}: {key} must not be negative: {value!r}",
             )
-        return Activation(
-            self.name, partial(self.forward, **values), partial(self.backward, **values), self.needs_input
-        )
+        forward, backward = partial(self.forward, **values), partial(self.backward, **values)
+        return Activation(self.name, forward, backward, self.needs_input, of_axis=self.of_axis)
 
 
 REQUIRED = "required"
@@ -135,9 +136,13 @@ threshold = Activation(
     arguments={"threshold": REQUIRED, "default_value": REQUIRED},
 )
 exponential = Activation("exponential", functions.exponential, functions.exponential_backward)
-softmax = Activation("softmax", functions.softmax, functions.softmax_backward, arguments={"axis": -1})
-log_softmax = Activation(
-    "log_softmax", functions.log_softmax, functions.log_softmax_backward, arguments={"axis": -1}
+softmax, log_softmax, sparsemax = (
+    Activation(forward.__name__, forward, backward, arguments={"axis": -1}, of_axis=True)
+    for forward, backward in (
+        (functions.softmax, functions.softmax_backward),
+        (functions.log_softmax, functions.log_softmax_backward),
+        (functions.sparsemax, functions.sparsemax_backward),
+    )
 )
 swish, hard_swish = silu, hard_silu
 

@@ -23,6 +23,7 @@ def _activations() -> dict[str, Case]:
         "threshold": one(lambda x: ops.threshold(x, 0.3, -1.0), wide),
         "softmax of an axis": one(lambda x: ops.softmax(x, axis=1), BOX),
         "log_softmax of an axis": one(lambda x: ops.log_softmax(x, axis=1), BOX),
+        "sparsemax of an axis": one(lambda x: ops.sparsemax(x, axis=1), numbers(4, 3, 2, low=-2, high=2)),
         "leaky_relu of a steep slope": one(lambda x: ops.leaky_relu(x, 1.5), wide),
         "elu of an alpha": one(lambda x: ops.elu(x, 0.7), wide),
         "celu of an alpha": one(lambda x: ops.celu(x, 0.7), wide),

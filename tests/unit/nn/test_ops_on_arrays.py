@@ -243,3 +243,16 @@ def test_a_shape_is_known_but_for_the_number_of_samples() -> None:
     graph = trace(lambda x: ops.reshape(x, (ops.shape(x)[0], -1)), Spec((None, 3, 4)))
     assert graph.specs()[graph.outputs[0]].shape == (None, 12)
     assert ops.shape(A) == (2, 3, 4)
+
+
+def test_sparsemax_of_two_is_a_clipped_line_and_of_many_the_nearest_point_of_the_simplex() -> None:
+    z = np.linspace(-3, 3, 41, dtype=np.float32)
+    found = np.asarray(activations.sparsemax(np.stack([z, np.zeros_like(z)], axis=1)))
+    np.testing.assert_allclose(found[:, 0], np.clip((z + 1) / 2, 0, 1), atol=1e-6)
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((20, 7)).astype(np.float32)
+    nearest = np.asarray(activations.sparsemax(points))
+    np.testing.assert_allclose(nearest.sum(axis=1), 1, rtol=1e-6)
+    distances = ((points - nearest) ** 2).sum(axis=1)
+    for other in rng.dirichlet(np.ones(7), 500):
+        assert (((points - other) ** 2).sum(axis=1) >= distances - 1e-6).all()

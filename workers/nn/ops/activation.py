@@ -51,7 +51,7 @@ class Fused:
 
     def _pieces(self, *arrays: Array) -> Iterator[tuple[Array, ...]]:
         """The same pieces of all arrays; only one of functions that look at whole rows."""
-        if "softmax" in self._activation.name or not all(array.flags.c_contiguous for array in arrays):
+        if self._activation.of_axis or not all(array.flags.c_contiguous for array in arrays):
             yield arrays
             return
         flat = [array.reshape(-1) for array in arrays]
@@ -69,8 +69,7 @@ class Activation(Op):
     @classmethod
     def infer(cls, attrs: Mapping[str, Any], *inputs: Spec) -> Spec | tuple[Spec, ...]:
         arguments = attrs["arguments"]
-        activations.fused(attrs["activation"], arguments)
-        if "softmax" in attrs["activation"]:
+        if activations.fused(attrs["activation"], arguments).of_axis:
             axis_of(arguments.get("axis", -1), len(inputs[0].shape))
         return inputs[0]
 
@@ -217,6 +216,11 @@ def threshold(x: Any, threshold: float, default_value: float) -> Any:
 def softmax(x: Any, axis: int = -1) -> Any:
     """exp(x), divided by its sum along an axis"""
     return _activate("softmax", x, axis=axis)
+
+
+def sparsemax(x: Any, axis: int = -1) -> Any:
+    """The nearest point of the simplex: like softmax, with zeros (Martins and Astudillo, ICML 2016)"""
+    return _activate("sparsemax", x, axis=axis)
 
 
 def log_softmax(x: Any, axis: int = -1) -> Any:
