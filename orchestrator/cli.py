@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from orchestrator import run_commands
 from orchestrator.ckpt import Interrupted, ckpt
 from orchestrator.result import Result
 from orchestrator.terminal import put, say
@@ -38,6 +40,7 @@ app = typer.Typer(
     help="Train data-parallel models on Ray; kill anything, lose nothing, end in the same bits.",
 )
 app.add_typer(ckpt, name="ckpt")
+run_commands.register(app)
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run directory: a path, or any fsspec URL.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -201,6 +204,8 @@ def run(
         address=address,
         cpus_per_worker=cpus_per_worker,
         take_over=take_over,
+        command=tuple(sys.argv[1:]),
+        folder=os.getcwd(),
     )
     with _result_only(), make_display() as display:
         result, error = execute(request, display)
@@ -364,7 +369,7 @@ def scale(
 
     holdfast scale runs/digits 4
     """
-    from orchestrator.scale import scale
+    from orchestrator.requests import scale
     from orchestrator.status import open_run
 
     least, most = _workers(workers)
@@ -375,18 +380,30 @@ def scale(
 
 
 @app.command()
-def status(run_dir: RunDir, as_json: AsJson = False) -> int:
-    """Tell how a run stands, from its directory alone."""
+def status(
+    run_dir: RunDir,
+    watch: Annotated[bool, typer.Option("--watch", help="Tell it again each second until it ends.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Tell how a run stands, from its directory alone.
+
+    holdfast status runs/digits --watch
+    """
     from orchestrator.status import open_run, read_status
 
-    result, beat = read_status(open_run(run_dir))
-    if as_json:
-        put(json.dumps(result.to_json()))
-        return 0
-    put(summary(result, with_error=True))
-    if beat and result.status == "running":
-        put(f"process {beat['pid']} on {beat['host']}, {beat['steps']} steps to do")
-    return 0
+    run, told = open_run(run_dir), ""
+    while True:
+        result, beat = read_status(run)
+        text = json.dumps(result.to_json()) if as_json else summary(result, with_error=True)
+        if not as_json and beat and result.status == "running":
+            text += f"\nprocess {beat['pid']} on {beat['host']}, {beat['steps']} steps to do"
+        if text != told:
+            wipe = "\033[H\033[J" if watch and not as_json and sys.stdout.isatty() else ""
+            put(wipe + text)
+            told = text
+        if not watch or result.status != "running":
+            return 0
+        time.sleep(1.0)
 
 
 @app.command()

@@ -15,8 +15,8 @@ from orchestrator.failures import classify, in_short
 from orchestrator.identity import check_identity, full_identity
 from orchestrator.life import own_life
 from orchestrator.machine import Phase, State
+from orchestrator.requests import Requests
 from orchestrator.restart import tokens_left
-from orchestrator.scale import Requests
 from orchestrator.spec import check_remainder
 from storage.checkpoint import commit
 from storage.errors import CheckpointError, ConfigurationError, HoldfastError, StorageError
@@ -120,9 +120,9 @@ class Coordinator:
         self._places: dict[int, e.Place] = {}
         self._looked_at = 0.0
         self._requests: Requests | None = None
-        self._scaled: str | None = None  # what names the last request that was granted
-        self._told: str | None = None
-        self._asked_for: deque[tuple[e.Scaled, str]] = deque()
+        self._granted: dict[str, str] = {}  # by name, what names the last request that was granted
+        self._told: dict[str, str] = {}
+        self._asked_for: deque[tuple[str, str, list[e.Event]]] = deque()
         self._processes: dict[tuple[int, str, int], int] = {}  # (node, role, rank) -> pid
         self.state = State()
         self._events: deque[e.Event] = deque()
@@ -200,8 +200,10 @@ class Coordinator:
     def _look_around(self) -> None:
         """People ask for more or fewer workers, nodes come and go, and those that were lost return."""
         while self._asked_for:
-            asked, self._scaled = self._asked_for.popleft()
-            self._handle(asked)
+            name, nonce, events = self._asked_for.popleft()
+            self._granted = {**self._granted, name: nonce}
+            for event in events:
+                self._handle(event)
         now = self._clock()
         # Not before it is on record that this was granted: it must be paid for whoever is killed meanwhile.
         due = [r for r in self._returning if r[0] <= now and self._records.durable(r[2])]
@@ -552,7 +554,7 @@ class Coordinator:
             "workers": 0 if waiting else self._progress.workers,
             "standby": 0 if waiting else self._progress.standby,
             "nodes": 0 if waiting else len([n for n in self.state.members if n in self.state.nodes]),
-            "scaled": self._scaled,
+            "granted": self._granted,
             "processes": [
                 {"node": node, "role": role, "rank": rank, "pid": pid}
                 for (node, role, rank), pid in sorted(self._processes.items())
@@ -565,13 +567,12 @@ class Coordinator:
 
     def _look_for_requests(self) -> bool:
         """Whether a request was granted that its author has not been told of."""
-        granted = self._scaled
+        granted = self._granted
         try:
-            asked = self._requests.new() if self._requests is not None else None
+            asked = self._requests.new() if self._requests is not None else []
         except HoldfastError:
             return False  # the storage will be complained about elsewhere
-        if asked is not None:
-            self._asked_for.append(asked)
+        self._asked_for.extend(asked)
         news, self._told = granted != self._told, granted
         return news
 

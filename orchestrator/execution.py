@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator import ledger as books
@@ -20,6 +21,7 @@ from orchestrator.identity import check_arrays, check_is_training, check_setting
 from orchestrator.life import boot_id, check_beat, lives
 from orchestrator.process_runtime import ProcessRuntime
 from orchestrator.records import Records
+from orchestrator.requests import STOP, Requests
 from orchestrator.restart import COORDINATOR, JOB, Decision, Restart, decide, tokens_left
 from orchestrator.result import Result
 from orchestrator.spec import Job, check_microbatches, check_workers
@@ -79,6 +81,11 @@ class Request:
     address: str | None = None
     cpus_per_worker: float = 1.0
     take_over: bool = False
+    command: tuple[str, ...] = ()
+    """The words of the command line that asks for it, which are kept for `holdfast resume`."""
+
+    folder: str = ""
+    """Where that was given."""
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -265,6 +272,8 @@ class _Execution:
             "cause": cause,
             "died_at": died_at,
             "detection_s": 0.0 if after == books.COORDINATOR_KILLED else None,
+            "command": list(self._request.command),
+            "folder": self._request.folder,
         }
         self._records.note(Note("began", "", fields))
         for note in grants:
@@ -345,7 +354,8 @@ class _Execution:
                 "cause": in_short(error),
             }
             at_work = coordinator
-            self._records.follow(lambda: at_work.sign(status=Status.RUNNING, waiting=waiting), bool)
+            sign = partial(at_work.sign, status=Status.RUNNING, waiting=waiting)
+            self._records.follow(sign, partial(self._look_for_a_stop, Requests(self._run)))
         self._records.keep()  # before it is acted upon
         stopped = self._signals.wait(decision.delay_s)
         if stopped is not None:
@@ -355,6 +365,13 @@ class _Execution:
                 newer = Superseded(f"a newer attempt has taken {self._url} over: this one stops ({error})")
                 return replace(result, error=str(newer)), newer
         return None
+
+    def _look_for_a_stop(self, requests: Requests) -> bool:
+        """While nothing is trained nobody needs an answer but the end."""
+        with suppress(HoldfastError):  # the storage will be complained about elsewhere
+            if any(name == STOP for name, _, _ in requests.new()):
+                self._signals.ask(Status.INTERRUPTED)
+        return False
 
     # -- ends -------------------------------------------------------------------------------------------
 
@@ -497,6 +514,10 @@ class _Signals:
     def take(self) -> Status | None:
         """The next signal not yet taken."""
         return self._received.pop(0) if self._received else None
+
+    def ask(self, status: Status) -> None:
+        """As if a signal had come."""
+        self._received.append(status)
 
     def wait(self, timeout_s: float) -> Status | None:
         """Wait for a signal, and take it."""

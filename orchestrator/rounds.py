@@ -24,6 +24,10 @@ MAX_DOUBLINGS = 6
 """Times that the pause doubles, with each such round: up to 3.2 s."""
 
 
+MAX_UNREAD = 2
+"""Writers that may die over reading a checkpoint before the attempt is given up."""
+
+
 def _joinable(state: State) -> tuple[int, ...]:
     """Nodes that know the job and have a worker to compute with."""
     able = {node for rank, node in state.workers.items() if ("worker", rank) in state.ready}
@@ -260,6 +264,10 @@ def _follow(state: State, node: int, step: int, attempt: int) -> m.Command:
 
 def fall_back(state: State, directory: str, error: Exception, attempt: int) -> Turn:
     """A checkpoint could not be read: if it is bad take the one before it, else the storage is to blame."""
+    if isinstance(error, InfrastructureError) and state.unread < MAX_UNREAD:
+        # Its writer has died, and is being replaced: the next one reads it, as soon as it is ready.
+        state = replace(state, restoring=False, unread=state.unread + 1)
+        return restore(state) if ("writer", state.lead) in state.ready else (state, [])
     if not isinstance(error, CheckpointError):
         return failed(state, error), []
     bad = (*state.bad, directory)

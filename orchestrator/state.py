@@ -71,6 +71,7 @@ class State:
     base: BaseChosen | None = None
     bad: tuple[str, ...] = ()
     restoring: bool = False  # the lead was told to read a checkpoint
+    unread: int = 0  # writers that have died over that
     recording: bool = False  # the base record is being written
     plan: m.Plan | None = None  # of the whole attempt: its base is on record
     # Training

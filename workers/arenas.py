@@ -83,13 +83,30 @@ def discard_arena(place_id: str, step: int) -> None:
             continue
         try:
             arena = Arena.attach(path)
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            _discard_unfinished(path)
             continue
         _take_over(arena)
         commit = arena.committed()
         if commit is None or commit.step <= step:
             arena.remove()
         arena.close()
+
+
+def _discard_unfinished(path: str) -> None:
+    """Delete an arena that somebody died over making; one of another version may hold a state."""
+    with suppress(FileNotFoundError):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not any(os.pread(fd, 8, 0)):  # where the others have the number of their version
+                os.unlink(path)
+        except BlockingIOError:
+            pass  # it is being made at this moment
+        finally:
+            os.close(fd)
 
 
 def sweep(keep: str = "", kept_s: float = KEPT_S) -> list[str]:

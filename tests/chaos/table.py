@@ -39,6 +39,10 @@ ROWS = {
     "sigterm": ("SIGTERM in a step, a save, a restore; twice; to one process; a node drained", "A B F"),
     "clock": ("the clock jumps by an hour either way", "A D"),
     "errors": ("exceptions in model and data, data that cannot be read", "the report says where"),
+    "finite": (
+        "a loss or gradient that is not finite: by one worker's fault, or by divergence",
+        "A, a record",
+    ),
     "scale": ("grow and shrink between 1 and all workers, 1 to 3 nodes", "A B C"),
     "command": ("`holdfast chaos` on a job", "A to F"),
 }

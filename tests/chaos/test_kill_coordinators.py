@@ -92,10 +92,12 @@ def test_coordinators_killed_again_and_again_cost_no_step(place: Place, referenc
     steps = 600
     run = place.begin(steps=steps, settings={**SETTINGS, "progress": progress})
     run.until(lambda: progress.steps > 5, "training")
+    signs = place.root / "run" / "attempts"
     killed = 0
     while run.running() and killed < 6 and progress.steps < 0.7 * steps:
         time.sleep(rng.uniform(0.1, 1.5))
-        killed += signal_all(coordinators(run), signal.SIGKILL)
+        if len(list(signs.glob("*.alive.json"))) > killed:  # else the next one has not begun
+            killed += signal_all(coordinators(run), signal.SIGKILL)
     outcome = run.wait()
     assert killed >= 3, str(outcome)
     assert_same_bits(outcome, reference(steps=steps)["state_digest"])

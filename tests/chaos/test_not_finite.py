@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.conftest import Reference
     from tests.integration.harness import Place
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.row("finite")]
 
 
 def entries(run_dir: Path, kind: str) -> list[dict[str, Any]]:

@@ -1,0 +1,238 @@
+"""The commands that look after runs by their directories: list, stop, kill, resume, clone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.terminal import put, say
+from storage.errors import ConfigurationError, HoldfastError, RunAlive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from orchestrator.result import Result
+    from storage.run_directory import RunDirectory
+
+RunDir = Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run directory: a path, or any fsspec URL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+Step = Annotated[
+    int | None, typer.Option(metavar="N", help="Go on from the checkpoint of this step, not the latest.")
+]
+Workers = Annotated[
+    str | None, typer.Option("--workers", metavar="N | MIN:MAX", help="Workers, instead of those before.")
+]
+Steps = Annotated[int | None, typer.Option(help="Steps to train, instead of those before.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function.")
+]
+
+STOP_S, KILL_S = 600.0, 30.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command("list")(list_runs)
+    for command in (stop, kill, resume, clone):
+        app.command()(command)
+
+
+def list_runs(
+    parent: Annotated[
+        str, typer.Argument(metavar="PARENT_DIR", help="Where runs are kept: a path, or a URL.")
+    ],
+    as_json: AsJson = False,
+) -> int:
+    """List the runs directly below a directory, and how each stands.
+
+    holdfast list runs
+    """
+    from orchestrator.status import read_status
+
+    found: list[tuple[str, Result | None, str]] = []
+    for name, run in runs_below(parent):
+        try:
+            found.append((name, read_status(run)[0], ""))
+        except HoldfastError as error:
+            found.append((name, None, str(error)))
+    if as_json:
+        put(json.dumps([_as_json(*each) for each in found]))
+        return 0
+    if not found:
+        say(f"there are no runs in {parent}")
+    for line in _table(found):
+        put(line)
+    return 0
+
+
+def runs_below(parent: str) -> list[tuple[str, RunDirectory]]:
+    """The training runs directly below a directory, by name. Raises ConfigurationError if it is not there."""
+    from storage.run_directory import RunDirectory
+    from storage.store import open_store
+
+    store = open_store(parent)
+    found = []
+    for name in store.children():
+        run = RunDirectory(open_store(f"{store.url}/{name}"))
+        identity = run.identity()
+        if identity is not None and "batch_size" in identity:  # not what `storage.save` has stored
+            found.append((name, run))
+    return found
+
+
+def _as_json(name: str, result: Result | None, error: str) -> dict[str, Any]:
+    return {"name": name, "error": error} if result is None else {"name": name, **result.to_json()}
+
+
+def _table(found: Sequence[tuple[str, Result | None, str]]) -> list[str]:
+    rows = [("RUN", "STATUS", "STEP", "LOSS", "RESTARTS", "DEATHS")]
+    for name, result, error in found:
+        if result is None:
+            rows.append((name, "unreadable", error, "", "", ""))
+            continue
+        loss = "" if result.loss is None else f"{result.loss:.4g}"
+        counts = (str(result.restarts), str(result.worker_deaths))
+        rows.append((name, result.status, str(result.step), loss, *counts))
+    widths = [max(len(row[i]) for row in rows if row[1] != "unreadable") for i in range(6)] if found else []
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+        if found
+    ]
+
+
+def stop(
+    run_dir: RunDir,
+    timeout: Annotated[float, typer.Option(metavar="S", help="Seconds to wait for its end.")] = STOP_S,
+    as_json: AsJson = False,
+) -> int:
+    """Stop a run that is at work, with a checkpoint of the step it has come to, and wait for its end.
+
+    holdfast stop runs/digits
+    """
+    return _end(run_dir, checkpoint=True, timeout_s=timeout, as_json=as_json)
+
+
+def kill(
+    run_dir: RunDir,
+    timeout: Annotated[float, typer.Option(metavar="S", help="Seconds to wait for its end.")] = KILL_S,
+    as_json: AsJson = False,
+) -> int:
+    """End a run at once, without a checkpoint; it can be resumed from the last one.
+
+    holdfast kill runs/digits
+    """
+    return _end(run_dir, checkpoint=False, timeout_s=timeout, as_json=as_json)
+
+
+def _end(run_dir: str, *, checkpoint: bool, timeout_s: float, as_json: bool) -> int:
+    from orchestrator.cli import summary
+    from orchestrator.requests import stop
+    from orchestrator.status import open_run, read_status
+
+    run = open_run(run_dir)
+    if not stop(run, checkpoint=checkpoint, timeout_s=timeout_s):
+        say(f"{run_dir} is not being trained: there is nothing to stop")
+    result, _ = read_status(run)
+    put(json.dumps(result.to_json()) if as_json else summary(result, with_error=True))
+    return 0
+
+
+def resume(
+    run_dir: RunDir,
+    step: Step = None,
+    workers: Workers = None,
+    steps: Steps = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> int:
+    """Go on with a run by the command that it was started with last.
+
+    holdfast resume runs/digits --workers 4
+    """
+    from orchestrator.requests import is_at_work, rewind
+    from orchestrator.status import open_run
+
+    run = open_run(run_dir)
+    if is_at_work(run.newest_beat()):
+        raise RunAlive(f"{run_dir} is being trained: stop it first with `holdfast stop {run_dir}`")
+    command = _command_of(run)
+    if step is not None:
+        rewind(run, step)
+    return _run(command, run.store.url, workers, steps, settings, as_json=as_json)
+
+
+def clone(
+    run_dir: RunDir,
+    new_dir: Annotated[str, typer.Argument(metavar="NEW_DIR", help="The new run's directory: any URL.")],
+    step: Step = None,
+    workers: Workers = None,
+    steps: Steps = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> int:
+    """Begin another run with a checkpoint of this one, and with other settings.
+
+    holdfast clone runs/digits runs/longer --set steps=2000
+    """
+    from orchestrator.status import open_run
+    from storage.store import open_store
+    from storage.transfer import copy
+
+    run = open_run(run_dir)
+    command = _command_of(run)
+    copied = copy(run.store.url if step is None else f"{run.store.url}#{step}", new_dir, lambda _: None)
+    say(f"{copied.url}: copied and checked")
+    return _run(command, open_store(new_dir).url, workers, steps, settings, as_json=as_json)
+
+
+def _command_of(run: RunDirectory) -> tuple[str, list[str]]:
+    """The directory and the arguments of the last `holdfast run` of a run.
+
+    Raises ConfigurationError if there was none, or its directory is not there.
+    """
+    began = [entry for entry in run.journal() if entry.get("kind") == "began" and entry.get("command")]
+    if not began:
+        raise ConfigurationError(
+            f"{run.store.url} was not started by a command, or by an older version: give `holdfast run` the "
+            "file and the options again"
+        )
+    command, folder = began[-1]["command"], began[-1].get("folder", "")
+    if not isinstance(command, list) or command[:1] != ["run"] or not Path(folder).is_dir():
+        raise ConfigurationError(
+            f"{run.store.url} was started in {folder}, which is not on this machine: give `holdfast run` the "
+            "file and the options again"
+        )
+    return folder, [str(word) for word in command]
+
+
+def _run(
+    command: tuple[str, list[str]],
+    url: str,
+    workers: str | None,
+    steps: int | None,
+    settings: list[str] | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Start the command anew; what is given now goes before what was given then."""
+    folder, words = command
+    words = [word for word in words if word not in ("--json", "--take-over")]
+    words += ["--run-dir", url]
+    words += [] if workers is None else ["--workers", workers]
+    words += [] if steps is None else ["--steps", str(steps)]
+    for setting in settings or []:
+        words += ["--set", setting]
+    words += ["--json"] if as_json else []
+    os.chdir(folder)
+    say(f"holdfast {' '.join(words)}")
+    sys.argv = [sys.argv[0], *words]
+    from orchestrator.cli import app
+
+    code: Callable[[], int] | int = app(words, standalone_mode=False)
+    return code if isinstance(code, int) else 0
