@@ -9,7 +9,7 @@
     |   `-- ObjectMissing             75  an object that should be there is not
     |-- CheckpointError               1   a checkpoint cannot be used
     |   |-- CorruptCheckpoint         1   its bytes are not those that were written
-    |   `-- IncompatibleCheckpoint    1   it holds other variables than were asked for
+    |   `-- IncompatibleCheckpoint    1   it holds other variables than were asked for; also a ValueError
     |-- RunAlive                      4   another coordinator works on this run directory
     |-- Superseded                    4   a newer attempt has taken over
     |-- UserCodeError                 1   the user's model or data function raised
@@ -67,7 +67,7 @@ class CorruptCheckpoint(CheckpointError):
     """The bytes found are not the bytes that were written."""
 
 
-class IncompatibleCheckpoint(CheckpointError):
+class IncompatibleCheckpoint(CheckpointError, ValueError):
     """The checkpoint holds other variables than were asked for."""
 
 

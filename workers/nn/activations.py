@@ -5,6 +5,7 @@ They are computed in place, so that a layer needs one workspace, and one pass ov
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,11 @@ import numpy as np
 
 from storage.errors import ConfigurationError
 from workers.nn import activation_functions as functions
+from workers.nn import lookup
 from workers.nn.lookup import check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +160,7 @@ def glu(x: Any, axis: int = -1) -> Any:
     return value * sigmoid(gate)
 
 
-_KNOWN: dict[str, Callable[..., Any]] = {
+KNOWN: dict[str, Callable[..., Any]] = {
     **{name: each for name, each in FUSED.items() if each is not rectifier},  # which is `relu` to users
     "swish": silu,
     "hard_swish": hard_silu,
@@ -187,14 +189,17 @@ def get(identifier: Any) -> Callable[[Any], Any]:
     """The activation of that name, or the function itself; None stands for "linear"."""
     if identifier is None:
         return linear
+    if isinstance(identifier, str | Mapping):
+        identifier = lookup.deserialize("activation", identifier, KNOWN)
     if callable(identifier):
         found: Callable[[Any], Any] = identifier
         return found
-    if isinstance(identifier, str) and identifier in _KNOWN:
-        return _KNOWN[identifier]
-    raise ConfigurationError(f"unknown activation {identifier!r}: use one of {', '.join(_KNOWN)}")
+    raise ConfigurationError(f"unknown activation {identifier!r}: use one of {', '.join(KNOWN)}")
 
 
-def serialize(activation: Callable[[Any], Any]) -> str:
-    """The name that `get` takes for it."""
-    return getattr(activation, "name", None) or activation.__name__
+def serialize(activation: Callable[[Any], Any]) -> Any:
+    """What `get` takes for it: its name, or how a function of the user's is written."""
+    if isinstance(activation, Activation):
+        return activation.name
+    names = [name for name, known in KNOWN.items() if known is activation]
+    return names[0] if names else lookup.serialize(activation)

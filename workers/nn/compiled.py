@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from storage.errors import ConfigurationError
 from workers.nn import losses, metrics
-from workers.nn.lookup import serialize
+from workers.nn.lookup import as_json, serialize
+from workers.nn.tensor import map_structure
 
 if TYPE_CHECKING:
     from workers.nn.losses import Loss
@@ -69,6 +70,19 @@ class Compiled:
         if len(set(found)) != len(found):
             raise ConfigurationError(f"compile: two metrics have the same name in {found}")
 
+    def as_given(self) -> dict[str, Any]:
+        """What `compile` was given, as JSON values: names stay names. `config` tells what became of it."""
+        names = ("loss", "loss_weights", "metrics", "weighted_metrics")
+        given = {name: map_structure(_instance, getattr(self, name)) for name in names}
+        written = {name: as_json(value, f"compile: {name}") for name, value in given.items()}
+        return {
+            "optimizer": serialize(self.optimizer),
+            **{name: value or None for name, value in written.items()},
+            "run_eagerly": False,
+            "steps_per_execution": 1,
+            "jit_compile": False,
+        }
+
     def config(self) -> dict[str, Any]:
         """Optimizer, losses and metrics as JSON values, as `compile` takes them."""
         several = len(self.losses) > 1
@@ -87,6 +101,10 @@ class Compiled:
             if any(each) or key == "metrics":
                 config[key] = each if several else each[0]
         return config
+
+
+def _instance(value: Any) -> Any:
+    return value() if isinstance(value, type) else value
 
 
 def _is_nested(shape: Any) -> bool:

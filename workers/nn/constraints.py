@@ -116,4 +116,7 @@ def get(identifier: object) -> Callable[[Array], Array] | None:
     """The constraint of that name, config, or itself, which may be any function; None stays."""
     if identifier is None or (callable(identifier) and not isinstance(identifier, type)):
         return identifier
-    return _get("constraint", identifier, Constraint, _KNOWN)
+    found: Callable[[Array], Array] = _get(
+        "constraint", identifier, Constraint, _KNOWN, lambda function: function
+    )
+    return found

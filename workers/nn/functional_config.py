@@ -106,7 +106,8 @@ def from_config(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _without_calls(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in item.items() if key not in ("inbound_nodes", "name")}
+    # What it was built with is not needed either: the calls build it.
+    return {key: value for key, value in item.items() if key not in ("inbound_nodes", "name", "build_config")}
 
 
 def _is(value: Any, class_name: str) -> bool:

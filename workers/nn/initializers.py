@@ -282,9 +282,10 @@ class Given(Initializer):
         check(values.shape == tuple(shape), f"an initializer gave {values.shape} for shape {tuple(shape)}")
         return values
 
-    def get_config(self) -> dict[str, Any]:
-        """The function's name."""
-        return {"function": getattr(self.function, "__name__", type(self.function).__name__)}
+    @property
+    def written_as(self) -> Callable[..., Any]:
+        """What is written in its place."""
+        return self.function
 
 
 _KNOWN: dict[str, type[Initializer]] = {
@@ -311,6 +312,5 @@ _KNOWN |= {"IdentityInitializer": Identity, "OrthogonalInitializer": Orthogonal}
 
 def get(identifier: object) -> Initializer:
     """The initializer of that name, config, or itself; or one of a function of shape and dtype."""
-    if callable(identifier) and not isinstance(identifier, Initializer | type):
-        return Given(identifier)
-    return _get("initializer", identifier, Initializer, _KNOWN)
+    found: Initializer = _get("initializer", identifier, Initializer, _KNOWN, Given)
+    return found

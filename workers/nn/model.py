@@ -14,6 +14,7 @@ from workers.nn.functional_config import from_config, to_config
 from workers.nn.layers.base import Layer, unique_name
 from workers.nn.layers.registry import LAYERS
 from workers.nn.lookup import check
+from workers.nn.storable import Storable
 from workers.nn.summary import summary_text
 from workers.nn.tensor import KerasTensor, Spec, leaves, map_structure
 from workers.nn.trainer import Trainer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from workers.nn.variables import Variable
 
 
-class Model(Trainer, Layer):
+class Model(Trainer, Storable, Layer):
     """A layer that can be trained. `nn.Model(inputs, outputs)` is a functional model; a subclass gives
     `call`.
 

@@ -116,4 +116,7 @@ def get(identifier: object) -> Callable[[Any], Any] | None:
     """The regularizer of that name, config, or itself, which may be any function; None stays."""
     if identifier is None or (callable(identifier) and not isinstance(identifier, type)):
         return identifier
-    return _get("regularizer", identifier, Regularizer, _KNOWN)
+    found: Callable[[Any], Any] = _get(
+        "regularizer", identifier, Regularizer, _KNOWN, lambda function: function
+    )
+    return found

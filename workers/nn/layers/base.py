@@ -238,19 +238,9 @@ class Layer:
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """In place. Give all variables values. ValueError, and nothing is changed, if one does not fit."""
-        variables, arrays = self.weights, [np.asarray(weight) for weight in weights]
-        if len(variables) != len(arrays):
-            raise ConfigurationError(
-                f"{self.name} has {len(variables)} weights, and {len(arrays)} were given: "
-                f"{', '.join(v.path for v in variables[:20])}"
-            )
-        for variable, array in zip(variables, arrays, strict=True):
-            if variable.shape != array.shape:
-                raise ConfigurationError(
-                    f"{self.name}: {variable.path} has shape {variable.shape}, and {array.shape} was given"
-                )
-        for variable, array in zip(variables, arrays, strict=True):
-            variable.assign(array)
+        from workers.nn.saving.state import assign_in_order
+
+        assign_in_order(self.weights, weights, self.name)
 
     # -- what a subclass uses -----------------------------------------------------------------------------
 
@@ -352,6 +342,11 @@ class Layer:
         if self._built_with is None:
             return None
         return {"input_shape": _map_shapes(list, self._built_with)}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """In place. Build the layer as the one that gave this `get_build_config`, where it says a shape."""
+        if config.get("input_shape") is not None:
+            self.build(_map_shapes(tuple, config["input_shape"]))
 
     # -- the call -----------------------------------------------------------------------------------------
 

@@ -95,16 +95,13 @@ _NAMES: dict[str, type[Any]] = {
 _KNOWN: dict[str, type[Any]] = {
     **_NAMES,
     **{name.upper(): _NAMES[name] for name in ("bce", "kld", "mae", "mape", "mse", "msle")},
+    "FunctionLoss": FunctionLoss,
 }
 
 
 def get(identifier: object) -> Loss:
     """The loss of that name, config, class or function of two tensors, or itself."""
-    if isinstance(identifier, type) and issubclass(identifier, Loss):
-        return identifier()
-    if callable(identifier) and not isinstance(identifier, Loss):
-        return FunctionLoss(identifier)
-    found: Loss = _get("loss", identifier, Loss, _KNOWN)
+    found: Loss = _get("loss", identifier, Loss, _KNOWN, FunctionLoss)
     return found
 
 

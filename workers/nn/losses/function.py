@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from workers.nn.lookup import deserialize, serialize
 from workers.nn.losses.base import Loss
 
 if TYPE_CHECKING:
@@ -34,7 +35,12 @@ class FunctionLoss(Loss):
 
     def get_config(self) -> dict[str, Any]:
         """The settings as JSON values; the function is its name."""
-        return {**super().get_config(), "fn": getattr(self.fn, "__name__", str(self.fn)), **self.kwargs}
+        return {**super().get_config(), "fn": serialize(self.fn), **self.kwargs}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A loss of these settings; ConfigurationError if its function is not known."""
+        return cls(**{**config, "fn": deserialize("loss", config["fn"], {})})
 
 
 def as_function(cls: type[Any], name: str) -> Callable[..., Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import ConfigurationError
+from workers.nn import losses
 from workers.nn.lookup import get as _get
 from workers.nn.lookup import serialize, snake_case
 from workers.nn.losses import Loss
@@ -130,13 +132,12 @@ def get(identifier: object, loss: Loss | None = None) -> Metric:
         except TypeError as exc:
             raise ConfigurationError(f"metric {identifier!r} needs settings: use an instance") from exc
         return found
-    if isinstance(identifier, type) and issubclass(identifier, Metric):
-        return identifier()
+    if isinstance(identifier, Mapping) and identifier.get("module") == "keras.losses":
+        identifier = losses.get(identifier)
     if isinstance(identifier, Loss):
         return MeanMetricWrapper(_values_of(identifier), identifier.name)
-    if callable(identifier) and not isinstance(identifier, Metric):
-        return MeanMetricWrapper(identifier)
-    return _get("metric", identifier, Metric, _KNOWN)
+    given: Metric = _get("metric", identifier, Metric, _KNOWN, MeanMetricWrapper)
+    return given
 
 
 def deserialize(config: object) -> Metric:

@@ -11,7 +11,7 @@ import numpy as np
 
 from storage.errors import ConfigurationError
 from workers import reports
-from workers.nn.lookup import snake_case
+from workers.nn.lookup import deserialize, serialize, snake_case
 from workers.nn.losses.base import floating
 from workers.nn.losses.reduction import per_sample
 from workers.nn.tensor import FLOATX, Tensor
@@ -226,7 +226,12 @@ class MeanMetricWrapper(Metric):
 
     def get_config(self) -> dict[str, Any]:
         """The settings as JSON values; the function is its name."""
-        return {**super().get_config(), "fn": getattr(self.fn, "__name__", str(self.fn)), **self.kwargs}
+        return {**super().get_config(), "fn": serialize(self.fn), **self.kwargs}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A metric of these settings; ConfigurationError if its function is not known."""
+        return cls(**{**config, "fn": deserialize("metric", config["fn"], {})})
 
 
 def combined(sample_weight: ArrayLike | None, mask: ArrayLike | None) -> Array | None:

@@ -34,7 +34,8 @@ _KNOWN: dict[str, type[Optimizer]] = {
 
 def get(identifier: object) -> Optimizer:
     """The optimizer of that name, config, or itself."""
-    return lookup.get("optimizer", identifier, Optimizer, _KNOWN)
+    found: Optimizer = lookup.get("optimizer", identifier, Optimizer, _KNOWN)
+    return found
 
 
 def serialize(optimizer: Optimizer) -> dict[str, Any]:

@@ -114,6 +114,11 @@ class Optimizer(FlatOptimizer):
         self.built = True
 
     @property
+    def targets(self) -> list[Variable]:
+        """The variables that it was built for, in the order of each slot's."""
+        return list(self._targets)
+
+    @property
     def variables(self) -> list[Variable]:
         """The state, in the order in which Keras stores it.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
 
-from workers.nn.lookup import check, is_count, snake_case
+from workers.nn.lookup import check, is_count, serialize, snake_case
 from workers.nn.numerics import Array, aligned_empty, quiet
 from workers.nn.optimizers import schedules
 from workers.nn.optimizers.schedules import LearningRateSchedule
@@ -194,7 +194,7 @@ class FlatOptimizer:
         elif isinstance(rate, LearningRateSchedule):
             learning_rate = schedules.serialize(rate)
         else:
-            learning_rate = getattr(rate, "__name__", type(rate).__name__)
+            learning_rate = serialize(rate) if hasattr(rate, "__name__") else type(rate).__name__
         return {
             "name": self.name,
             "learning_rate": learning_rate,

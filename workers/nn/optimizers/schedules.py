@@ -10,7 +10,7 @@ from workers.nn import lookup
 from workers.nn.lookup import check
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 class LearningRateSchedule:
@@ -225,6 +225,9 @@ def serialize(learning_rate_schedule: LearningRateSchedule) -> dict[str, Any]:
     return dict(lookup.serialize(learning_rate_schedule))
 
 
-def deserialize(config: Any) -> LearningRateSchedule:
-    """The schedule that `serialize` wrote."""
-    return lookup.get("learning rate schedule", config, LearningRateSchedule, KNOWN)
+def deserialize(config: Any) -> Callable[..., Any]:
+    """The schedule that `serialize` wrote, or the function."""
+    found: Callable[..., Any] = lookup.get(
+        "learning rate schedule", config, LearningRateSchedule, KNOWN, lambda function: function
+    )
+    return found
