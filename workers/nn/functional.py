@@ -180,6 +180,39 @@ def layers_between(inputs: Any, outputs: Any) -> list[tuple[Layer, int]]:
     return found
 
 
+def in_keras_order(outputs: Any, calls: Sequence[tuple[Layer, int]], sources: Sequence[Layer]) -> list[Layer]:
+    """The layers of `layers_between`, and of the inputs, as Keras numbers them, and with them their weights.
+
+    Those furthest from the outputs come first, and of equally far ones whichever is met first on the way back
+    from the outputs. Source: Keras 3 `map_graph_network`.
+    """
+    within = {(id(layer), number) for layer, number in calls}
+    met: dict[int, int] = {}
+    seen: set[tuple[int, int]] = set()
+    stack = list(reversed(leaves(outputs)))
+    while stack:
+        layer, number = stack[-1].history.layer, stack.pop().history.node
+        if (id(layer), number) not in seen:
+            seen.add((id(layer), number))
+            met.setdefault(id(layer), len(met))
+            if (id(layer), number) in within:
+                stack += reversed(layer._calls[number].tensors)
+    of_call: dict[tuple[int, int], int] = {}
+    of_layer = {id(layer): 0 for layer in sources}
+    for layer, number in reversed(calls):
+        depth = max(of_call.get((id(layer), number), 0), of_layer.get(id(layer), 0))
+        of_call[id(layer), number] = of_layer[id(layer)] = depth
+        for tensor in layer._calls[number].tensors:
+            history = tensor.history
+            assert history is not None
+            key = (id(history.layer), history.node)
+            of_call[key] = max(depth + 1, of_call.get(key, 0))
+            if key not in within:
+                of_layer[key[0]] = max(of_call[key], of_layer.get(key[0], 0))
+    layers = {id(layer): layer for layer in [*sources, *(layer for layer, _ in calls)]}
+    return sorted(layers.values(), key=lambda layer: (-of_layer[id(layer)], met.get(id(layer), -1)))
+
+
 def replay(inputs: Any, outputs: Any, calls: Sequence[tuple[Layer, int]], given: Any, **kwargs: Any) -> Any:
     """What `calls` give for `given` in the place of `inputs`."""
     values: dict[int, Any] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from storage.errors import ConfigurationError
 from workers.nn import optimizers
 from workers.nn.compiled import Compiled
-from workers.nn.functional import layers_between, replay
+from workers.nn.functional import in_keras_order, layers_between, replay
 from workers.nn.functional_config import from_config, to_config
 from workers.nn.layers.base import Layer, unique_name
 from workers.nn.layers.registry import LAYERS
@@ -163,10 +163,7 @@ class Functional(Model):
         self.outputs = outputs
         self._order = layers_between(inputs, outputs)
         sources = [t.history.layer for t in leaves(inputs) if t.history is not None]
-        self._functional_layers: list[Layer] = []
-        for layer in [*sources, *(layer for layer, _ in self._order)]:
-            if all(layer is not other for other in self._functional_layers):
-                self._functional_layers.append(layer)
+        self._functional_layers = in_keras_order(outputs, self._order, sources)
         name_layers(self._functional_layers)
         self._built_with = map_structure(lambda tensor: tensor.shape, inputs)
         self.built = True

@@ -131,7 +131,7 @@ def test_calling_a_model_and_predicting_with_its_engine_are_the_same_to_the_bit(
 def test_variables_are_named_after_layers_and_attributes() -> None:
     assert [*branches().named_variables()] == [
         f"{layer}/{variable}"
-        for layer in ("dense", "shared", "dense_1", "dense_2")
+        for layer in ("dense", "dense_1", "shared", "dense_2")
         for variable in ("kernel", "bias")
     ]
     assert [*built(Net()).named_variables()][:7] == [

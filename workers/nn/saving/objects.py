@@ -29,6 +29,7 @@ from workers.nn.registration import (
     get_registered_object,
     register_keras_serializable,
 )
+from workers.nn.saving.keras2 import modern
 
 _MAX_ELEMENTS = 1 << 20
 """Of an array within a config."""
@@ -61,11 +62,13 @@ def serialize(obj: Any) -> Any:
 
 
 def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None, *, compile: bool = True) -> Any:
-    """The object that `serialize`, or Keras 3, wrote.
+    """The object that `serialize`, or Keras 3 or 2, wrote; without a module it is a layer or a model.
 
     A model is compiled as its `compile_config` says, if `compile`. Raises ConfigurationError for a class or
     function that is not known, for settings that a class does not take, and for what would hold code.
     """
+    if isinstance(config, Mapping) and "class_name" in config and "module" not in config:
+        config = modern(config)
     with custom_object_scope(custom_objects):
         found = _revived(config)
         compiled = config.get("compile_config") if isinstance(config, Mapping) else None
