@@ -205,6 +205,7 @@ def commit(
     fingerprint: Mapping[str, Any],
     metadata: Mapping[str, Any] | None = None,
     compression: Compression = None,
+    files: Mapping[str, ObjectInfo] | None = None,
 ) -> Manifest:
     """Make the checkpoint count: check what was written, then create its manifest.
 
@@ -223,9 +224,12 @@ def commit(
     if objects.keys() != {shard.key for shard in shards}:
         raise CheckpointError(f"{directory}: the writers reported other objects than their shards")
     digests = _digests(arrays, parts)
+    if arrays and files:
+        raise ValueError("a checkpoint holds arrays, or files, and not both")
+    objects.update(files or {})
 
     lengths = {shard.array: shard.uniform_length for shard in shards}
-    small = zarr_format.documents(arrays, lengths, zstd_level(compression))
+    small = {} if files else zarr_format.documents(arrays, lengths, zstd_level(compression))
     small.update({digests_key(name): data for name, data in digests.items()})
     for key, data in small.items():
         if len(data) > MAX_NBYTES:

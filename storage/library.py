@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import operator
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage import catalog
 from storage.address import check_run_url, find
-from storage.checkpoint import commit, directory_name, write_part, zstd_level
-from storage.errors import CheckpointError, ConfigurationError, HoldfastError
+from storage.checkpoint import write_part, zstd_level
+from storage.errors import ConfigurationError
 from storage.layout import DTYPES, STORED_AS, Layout, StateArray, Variable, check_name, round_up
-from storage.manifest import Base, json_values, numbers
+from storage.manifest import json_values, numbers
 from storage.reader import CheckpointReader, open_checkpoint
 from storage.retention import Retention
-from storage.run_directory import Attempt, RunDirectory
+from storage.run_directory import RunDirectory
+from storage.saving import begin, checked_step, finish, tidy
 from storage.shards import plan
 from storage.store import open_store
 from storage.verification import Report, verify_checkpoint
@@ -52,83 +49,19 @@ def save(
     Raises ConfigurationError, StorageError, CheckpointError (what is there is damaged), Superseded (another
     has saved meanwhile).
     """
-    check_run_url(url)
     zstd_level(compression)
     retention = Retention(keep=keep)
     metadata = json_values("metadata", {} if metadata is None else metadata)
     metrics = numbers("metrics", {} if metrics is None else metrics)
-    step = None if step is None else _checked_step(step)
+    check_run_url(url)
+    step = None if step is None else checked_step(step)
     state, flat = _flattened(arrays)
-    run = RunDirectory(open_store(url))
-    _check_kind(run.identity(), url)  # before the claim, which would end a training run
-    attempt = run.claim_attempt()
-    # After the claim: where two can create run.json, whoever claims later finds that of an earlier save.
-    _check_kind(run.identity() or run.create_identity({"kind": _KIND}), url)
-    step, base = _next_step(run, step, url)
-    run.record_base(attempt, base, only_stored=True)
-    directory = directory_name(step, attempt.number, attempt.nonce)
-    part = write_part(run.store, directory, state, flat, plan(state, 1), compression=compression)
-    commit(
-        run,
-        attempt,
-        directory,
-        state,
-        [part],
-        step=step,
-        parent=base,
-        counters={},
-        metrics=metrics,
-        fingerprint={},
-        metadata=metadata,
-        compression=compression,
-    )
+    begun = begin(url, _KIND, step)
+    part = write_part(begun.run.store, begun.directory, state, flat, plan(state, 1), compression=compression)
+    finish(begun, state, [part], metrics=metrics, metadata=metadata, compression=compression)
     if keep is not None:
-        _tidy(run, retention, attempt)
-    return f"{run.store.url}/{directory}"
-
-
-def _checked_step(step: object) -> int:
-    number = -1
-    if not isinstance(step, bool | np.bool_):
-        with contextlib.suppress(TypeError):
-            number = operator.index(step)  # type: ignore[arg-type]
-    if not 0 <= number <= catalog.MAX_STEP:
-        raise ConfigurationError(f"step {step!r}: give a whole number from 0 to {catalog.MAX_STEP}")
-    return number
-
-
-def _check_kind(identity: Mapping[str, Any] | None, url: str) -> None:
-    if identity is not None and identity.get("kind") != _KIND:
-        raise ConfigurationError(f"{url} is the directory of a training run: save somewhere else")
-
-
-def _next_step(run: RunDirectory, step: int | None, url: str) -> tuple[int, Base | None]:
-    """The step to save as, and what it comes after. Raises CheckpointError rather than begin anew where only
-    damaged checkpoints are left.
-    """
-    latest = run.latest()
-    if latest is None:
-        if damaged := run.unusable():
-            found = "; ".join(f"{e.directory} ({e.reason})" for e in damaged[-5:])
-            raise CheckpointError(
-                f"no checkpoint of {url} can be used: {found}: save somewhere else, or delete them"
-            )
-        return (0 if step is None else step), None
-    step = _checked_step(latest.step + 1) if step is None else step
-    if step <= latest.step:
-        raise ConfigurationError(
-            f"{url}: step {step} is not after the latest checkpoint, which is at step {latest.step}"
-        )
-    return step, Base(latest.step, latest.attempt)
-
-
-def _tidy(run: RunDirectory, retention: Retention, attempt: Attempt) -> None:
-    """Delete what is no longer kept, and what savers that died have left; what was saved is saved anyway."""
-    try:
-        run.retain(retention, attempt)
-        run.collect()
-    except HoldfastError as error:
-        warnings.warn(f"saved, but older checkpoints could not be deleted: {error}", stacklevel=3)
+        tidy(begun, retention)
+    return begun.url
 
 
 def open(url: str) -> CheckpointReader:

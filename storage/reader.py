@@ -91,7 +91,7 @@ class CheckpointReader:
 
     def read_object(self, key: str) -> bytes:
         """A small object, checked against the manifest."""
-        return _read_small(self.store, self.directory, self.manifest, key)
+        return read_object(self.store, self.directory, self.manifest, key)
 
     def units(self, stored: StoredArray, start: int = 0, stop: int | None = None) -> Iterator[Unit]:
         """The units that hold elements [start, stop) of an array, in order."""
@@ -450,7 +450,7 @@ def open_checkpoint(store: Store, directory: str, manifest: Manifest | None = No
     for info in manifest.arrays:
         key = f"{info.name}/{zarr_format.DOCUMENT}"
         _check_nbytes(store, directory, manifest, key, range(strict_json.MAX_NBYTES + 1))
-        data = _read_small(store, directory, manifest, key)
+        data = read_object(store, directory, manifest, key)
         try:
             stored = zarr_format.parse_array(info.name, data)
             array = stored.array
@@ -550,7 +550,9 @@ def _refuse(where: str, faults: list[str]) -> None:
 
 
 def _check_objects(store: Store, directory: str, manifest: Manifest, arrays: Sequence[StoredArray]) -> None:
-    """Raise CorruptCheckpoint unless the manifest lists just the objects that these arrays have."""
+    """Raise CorruptCheckpoint unless the manifest lists just the objects that these arrays have, if any."""
+    if not arrays:
+        return  # it holds files
     lengths = {stored.array.name: stored.shard_length for stored in arrays}
     try:
         expected = set(zarr_format.documents([stored.array for stored in arrays], lengths))
@@ -573,7 +575,8 @@ def _check_nbytes(store: Store, directory: str, manifest: Manifest, key: str, al
         raise CorruptCheckpoint(f"{store.url}/{directory}/{key} cannot have {info.nbytes} bytes")
 
 
-def _read_small(store: Store, directory: str, manifest: Manifest, key: str) -> bytes:
+def read_object(store: Store, directory: str, manifest: Manifest, key: str) -> bytes:
+    """The bytes of an object, read whole; CorruptCheckpoint unless they match the manifest's digest."""
     info = manifest.objects.get(key)
     if info is None:
         raise CorruptCheckpoint(f"{store.url}/{directory}: the manifest does not list {key}")

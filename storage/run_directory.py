@@ -309,12 +309,14 @@ class RunDirectory:
             if directory not in bad and catalog.is_valid(attempt, step, chain, number):
                 yield self._judge(directory, number, chain, bad)
 
-    def retain(self, retention: Retention, attempt: Attempt | None = None) -> list[str]:
+    def retain(
+        self, retention: Retention, attempt: Attempt | None = None, *, keeps_base: bool = True
+    ) -> list[str]:
         """Delete the valid complete checkpoints that are not kept; returns their directories.
 
-        What the newest attempt started from stays, and the last verified one, and the pinned ones. The
-        manifest goes first, so what a crash leaves behind is incomplete. Nothing is deleted for an `attempt`
-        that has been superseded.
+        What the newest attempt started from stays (if `keeps_base`), and the last verified one, and the
+        pinned ones. The manifest goes first, so what a crash leaves behind is incomplete. Nothing is deleted
+        for an `attempt` that has been superseded.
         """
         if retention.keep is None:
             return []
@@ -328,7 +330,7 @@ class RunDirectory:
                 entries.append(known or self._judge(directory, number, chain, bad))
         verified = self.on_record(catalog.VERIFIED)
         base = chain[-1] if chain else None
-        protected = {e.directory for e in entries if base == Base(e.step, e.attempt)}
+        protected = {e.directory for e in entries if keeps_base and base == Base(e.step, e.attempt)}
         protected |= {e.directory for e in [e for e in entries if e.directory in verified][-1:]}
         deleted = []
         for entry in to_delete(entries, retention, protected | self.pins()):

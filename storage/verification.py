@@ -141,6 +141,8 @@ class _Checking:
             self._data_without_documents(read_data, absent | small)
             return
         self._shards(checkpoint, absent, read_data)
+        if read_data and not checkpoint.arrays:  # it holds files
+            self._data_without_documents(read_data, absent | small)
         if subset is not None and not read_data:
             self._sample(checkpoint, absent, subset, seed)
 

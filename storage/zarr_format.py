@@ -45,11 +45,11 @@ def documents(
     `shard_lengths` are elements of a full shard by array name; an array without any shard needs none. Raises
     ConfigurationError if one would be larger than what readers accept.
     """
-    found = {DOCUMENT: _group()}
+    found = {DOCUMENT: group_document()}
     for array in arrays:
         parts = array.name.split("/")
         for depth in range(1, len(parts)):  # without these zarr hides what is below
-            found[f"{'/'.join(parts[:depth])}/{DOCUMENT}"] = _group()
+            found[f"{'/'.join(parts[:depth])}/{DOCUMENT}"] = group_document()
     for array in arrays:
         key = f"{array.name}/{DOCUMENT}"
         if key in found:
@@ -306,7 +306,8 @@ def _zstd(level: int) -> dict[str, Any]:
     return {"name": "zstd", "configuration": {"level": level, "checksum": False}}
 
 
-def _group() -> bytes:
+def group_document() -> bytes:
+    """The zarr.json of a group."""
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}, indent=1).encode()
 
 

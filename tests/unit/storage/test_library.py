@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import storage
-from storage import library
+from storage import library, saving
 from storage.errors import (
     CheckpointError,
     ConfigurationError,
@@ -139,7 +139,7 @@ def test_saving_does_not_begin_anew_where_only_damaged_checkpoints_are_left(tmp_
 def test_a_saver_who_looked_before_the_first_save_does_not_replace_its_run(monkeypatch):
     """Where creation is not exclusive, another run.json would take what was acknowledged out of the run."""
     store = ModelStore(exclusive=False)
-    monkeypatch.setattr(library, "open_store", lambda url: store)
+    monkeypatch.setattr(saving, "open_store", lambda url: store)
     real = RunDirectory.claim_attempt
     urls = []
 
