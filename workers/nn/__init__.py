@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from workers.nn import (
     activations,
+    backend,
     callbacks,
     constraints,
     initializers,
     layers,
     losses,
     metrics,
+    models,
     ops,
     optimizers,
     random,
     regularizers,
+    saved_model,
+    saving,
     utils,
 )
 from workers.nn.gradients import GradientTape
@@ -81,6 +85,7 @@ from workers.nn.layers import (
     ZeroPadding2D,
 )
 from workers.nn.model import Model
+from workers.nn.models import clone_model, load_model, model_from_json
 from workers.nn.sequential import Sequential
 from workers.nn.variables import Variable
 
@@ -146,15 +151,22 @@ __all__ = [
     "Variable",
     "ZeroPadding2D",
     "activations",
+    "backend",
     "callbacks",
+    "clone_model",
     "constraints",
     "initializers",
     "layers",
+    "load_model",
     "losses",
     "metrics",
+    "model_from_json",
+    "models",
     "ops",
     "optimizers",
     "random",
     "regularizers",
+    "saved_model",
+    "saving",
     "utils",
 ]

@@ -55,8 +55,8 @@ class ModelEngine:
         self._model = model
         self._compiled = compiled
         self._dtype: np.dtype[Any] = np.dtype(dtype)
-        self._train = _traced(model, training=True)
-        self._evaluate = _traced(model, training=False)
+        self._train = traced(model, training=True)
+        self._evaluate = traced(model, training=False)
         self._variables = model.named_variables()
         if not self._variables or not model.trainable_weights:
             raise ConfigurationError(
@@ -245,7 +245,7 @@ class ModelEngine:
         return views
 
 
-def _traced(model: Model, *, training: bool) -> Graph:
+def traced(model: Model, *, training: bool) -> Graph:
     """What the model gives, and what is added to its loss and metrics on the way."""
 
     def step(inputs: Any) -> dict[str, Any]:

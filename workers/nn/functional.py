@@ -44,8 +44,8 @@ class InputLayer(Layer):
             batch_shape = (batch_size, *shape)
         self.batch_shape = tuple(batch_shape)
         self.built = True
-        self.output = KerasTensor(Spec(self.batch_shape, self.dtype), History(self, 0, 0), name)
-        self._calls = [CallNode((), {}, self.output)]
+        tensor = KerasTensor(Spec(self.batch_shape, self.dtype), History(self, 0, 0), name)
+        self._calls = [CallNode((), {}, tensor)]
 
     @property
     def stem(self) -> str:
@@ -75,7 +75,8 @@ def Input(
     name: str | None = None,
 ) -> KerasTensor:
     """A tensor that stands for a model's data: `shape` is that of one sample, without the batch axis."""
-    return InputLayer(shape, batch_size, dtype, batch_shape=batch_shape, name=name).output
+    tensor: KerasTensor = InputLayer(shape, batch_size, dtype, batch_shape=batch_shape, name=name).output
+    return tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +214,15 @@ def in_keras_order(outputs: Any, calls: Sequence[tuple[Layer, int]], sources: Se
     return sorted(layers.values(), key=lambda layer: (-of_layer[id(layer)], met.get(id(layer), -1)))
 
 
-def replay(inputs: Any, outputs: Any, calls: Sequence[tuple[Layer, int]], given: Any, **kwargs: Any) -> Any:
-    """What `calls` give for `given` in the place of `inputs`."""
+def replay(
+    inputs: Any,
+    outputs: Any,
+    calls: Sequence[tuple[Layer, int]],
+    given: Any,
+    instead: Mapping[int, Layer] | None = None,
+) -> Any:
+    """What `calls` give for `given` in the place of `inputs`; `instead` are layers by the id of others."""
+    others = instead or {}
     values: dict[int, Any] = {}
     for tensor, value in zip(leaves(inputs), leaves(given), strict=True):
         values[id(tensor)] = value
@@ -224,7 +232,8 @@ def replay(inputs: Any, outputs: Any, calls: Sequence[tuple[Layer, int]], given:
 
     for layer, number in calls:
         node = layer._calls[number]
-        found = layer(*map_structure(fill, node.args), **map_structure(fill, dict(node.kwargs)), **kwargs)
+        called = others.get(id(layer), layer)
+        found = called(*map_structure(fill, node.args), **map_structure(fill, dict(node.kwargs)))
         for tensor, value in zip(leaves(node.outputs), leaves(found), strict=True):
             values[id(tensor)] = value
     return map_structure(fill, outputs)

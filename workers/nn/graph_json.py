@@ -73,7 +73,7 @@ def to_json(graph: Graph) -> tuple[dict[str, Any], dict[str, Array]]:
             for node in graph.nodes
         ],
         "outputs": list(graph.outputs),
-        "structure": _of_structure(graph.structure),
+        "structure": structure_to_json(graph.structure),
         "assignments": [list(each) for each in graph.assignments],
     }
     return document, arrays
@@ -107,24 +107,34 @@ def from_json(
         nodes.append(node)
         specs += node.outputs
     outputs = _places(fields["outputs"], "outputs", len(specs))
-    places: list[int] = []
-    structure = _structure(fields["structure"], places, 0)
-    check(places == list(range(len(outputs))), "the structure does not hold each output once, in order")
+    structure = structure_from_json(fields["structure"], len(outputs))
     assignments = [_assignment(each, i, held, specs) for i, each in enumerate(_items(fields, "assignments"))]
     check(len({place for place, _ in assignments}) == len(assignments), "a variable is assigned to twice")
     return Graph(inputs, held, constants, nodes, outputs, structure, assignments)
+
+
+def structure_from_json(value: Any, count: int, what: str = "output") -> Any:
+    """What `structure_to_json` wrote of a structure that holds the numbers below `count` once, in order.
+
+    Raises ConfigurationError for any other.
+    """
+    places: list[int] = []
+    structure = _structure(value, places, 0)
+    check(places == list(range(count)), f"the structure does not hold each {what} once, in order")
+    return structure
 
 
 def _of_spec(spec: Spec) -> dict[str, Any]:
     return {"shape": list(spec.shape), "dtype": spec.dtype}
 
 
-def _of_structure(structure: Any) -> Any:
+def structure_to_json(structure: Any) -> Any:
+    """A structure of tuples, lists and dicts, whose leaves are numbers, as JSON values."""
     if isinstance(structure, dict):
-        return {"dict": {key: _of_structure(each) for key, each in structure.items()}}
+        return {"dict": {key: structure_to_json(each) for key, each in structure.items()}}
     if isinstance(structure, list | tuple):
         kind = "tuple" if isinstance(structure, tuple) else "list"
-        return {kind: [_of_structure(each) for each in structure]}
+        return {kind: [structure_to_json(each) for each in structure]}
     return structure
 
 

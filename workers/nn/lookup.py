@@ -32,6 +32,10 @@ _KERAS_MODULES = {
 _HOME = "workers.nn."
 
 
+class CannotBeMade(ConfigurationError):
+    """What was written cannot be made: of a class or function that is not known, or of its settings."""
+
+
 class Configured(Protocol):
     """Anything that can tell the settings it was made with."""
 
@@ -45,7 +49,7 @@ def serialize(obj: Any) -> Any:
     Raises ConfigurationError for what has neither settings nor a name.
     """
     obj = getattr(obj, "written_as", obj)
-    if obj is None or isinstance(obj, str):
+    if obj is None or isinstance(obj, str | Mapping):
         return obj
     if not hasattr(obj, "get_config") or isinstance(obj, type):
         return _serialized_function(obj)
@@ -125,7 +129,7 @@ def deserialize(kind: str, identifier: str | Mapping[str, Any], known: Mapping[s
     registered = identifier.get("registered_name")
     target = _find(known, *(each for each in (registered, name) if isinstance(each, str)))
     if target is None:
-        raise ConfigurationError(unknown(kind, name, registered))
+        raise CannotBeMade(_unknown(kind, name, registered))
     if not isinstance(target, type):
         return target
     if config is not None and not isinstance(config, Mapping):
@@ -137,8 +141,7 @@ def deserialize(kind: str, identifier: str | Mapping[str, Any], known: Mapping[s
     return found
 
 
-def unknown(kind: str, name: object, registered: object = None) -> str:
-    """What to say of a class or function that a file names and nobody knows."""
+def _unknown(kind: str, name: object, registered: object) -> str:
     also = f" ({registered!r})" if registered not in (None, name) else ""
     return (
         f"unknown {kind} {name!r}{also}: give it with custom_objects={{{str(name)!r}: ...}}, or register it "
@@ -155,7 +158,7 @@ def made(cls: Any, config: dict[str, Any]) -> Any:
     try:
         return cls.from_config(settings) if hasattr(cls, "from_config") else cls(**settings)
     except TypeError as error:
-        raise ConfigurationError(f"{cls.__name__} cannot be made from its config: {error}") from error
+        raise CannotBeMade(f"{cls.__name__} cannot be made from its config: {error}") from error
 
 
 def keras_module(cls: type) -> str | None:

@@ -20,7 +20,7 @@ from workers.nn.tensor import KerasTensor, Spec, leaves, map_structure
 from workers.nn.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import DTypeLike
 
@@ -168,6 +168,16 @@ class Functional(Model):
         self._built_with = map_structure(lambda tensor: tensor.shape, inputs)
         self.built = True
 
+    @property
+    def input(self) -> Any:
+        """The tensors that come in."""
+        return self.inputs
+
+    @property
+    def output(self) -> Any:
+        """The tensors that come out."""
+        return self.outputs
+
     def children(self) -> Iterator[tuple[str, Layer | Variable]]:
         """The model's layers by name."""
         return ((layer.name, layer) for layer in self._functional_layers)
@@ -185,6 +195,12 @@ class Functional(Model):
     def call(self, inputs: Any) -> Any:
         """What the layers give."""
         return replay(self.inputs, self.outputs, self._order, inputs)
+
+    def with_layers(self, instead: Mapping[int, Layer], inputs: Any) -> Functional:
+        """A model of the same calls of other layers, by the id of those here, from `inputs` on."""
+        return Functional(
+            inputs, replay(self.inputs, self.outputs, self._order, inputs, instead), name=self.name
+        )
 
     def get_config(self) -> dict[str, Any]:
         """The architecture as JSON values: no weights, no compile settings."""

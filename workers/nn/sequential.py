@@ -71,6 +71,11 @@ class Sequential(Model):
         return layer
 
     @property
+    def source(self) -> InputLayer | None:
+        """The `Input` that the model begins with, if it does."""
+        return self._source
+
+    @property
     def layers(self) -> list[Layer]:
         """The layers in order, without `Input`."""
         return list(self._sequence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from workers.nn import losses, metrics
@@ -9,8 +10,11 @@ from workers.nn.lookup import FUNCTION, deserialize, serialize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from workers.nn.compiled import Compiled
+    from workers.nn.saving.signatures import Given
+    from workers.nn.saving.state import Status
 
 
 class Storable:
@@ -18,24 +22,54 @@ class Storable:
 
     _compiled: Compiled | None
 
+    def save(
+        self,
+        filepath: str | Path,
+        overwrite: bool = True,
+        include_optimizer: bool = True,
+        save_format: str | None = None,
+        signatures: Given | Mapping[str, Given] | None = None,
+        save_traces: bool = True,
+    ) -> None:
+        """Save architecture, weights, compile settings and the optimizer's state; `nn.load_model` goes on
+        from there, to the bit. See `workers.nn.saving.api.save`."""
+        from workers.nn.saving import api
+
+        api.save(self, filepath, overwrite, include_optimizer, save_format, signatures, save_traces)  # type: ignore[arg-type]  # a Model
+
+    def save_weights(
+        self, filepath: str | Path, overwrite: bool = True, save_format: str | None = None
+    ) -> None:
+        """Save the weights, and the optimizer's state where the format holds it."""
+        from workers.nn.saving import api
+
+        api.save_weights(self, filepath, overwrite, save_format)  # type: ignore[arg-type]  # a Model
+
+    def load_weights(
+        self, filepath: str | Path, skip_mismatch: bool = False, by_name: bool = False, **options: Any
+    ) -> Status:
+        """In place. Take the weights at `filepath`; returns what was restored: see `saving.api`."""
+        from workers.nn.saving import api
+
+        return api.load_weights(self, filepath, skip_mismatch, by_name, **options)  # type: ignore[arg-type]  # a Model
+
     def get_compile_config(self) -> dict[str, Any] | None:
         """What `compile` was given, as JSON values; None before."""
         return None if self._compiled is None else self._compiled.as_given()
 
     def compile_from_config(self, config: Mapping[str, Any]) -> None:
         """In place. Compile as the model that gave this `get_compile_config`."""
-        names = ("optimizer", "loss_weights")
-        settings = {name: config.get(name) for name in names}
-        settings["loss"] = _revived(config.get("loss"), losses.get)
-        for name in ("metrics", "weighted_metrics"):
-            settings[name] = _revived(config.get(name), metrics.get)
-        self.compile(**settings)  # type: ignore[attr-defined]  # of a Model
+        self.compile(  # type: ignore[attr-defined]  # of a Model
+            optimizer=config.get("optimizer"),
+            loss=_revived(config.get("loss"), losses.get),
+            loss_weights=config.get("loss_weights"),
+            metrics=_revived(config.get("metrics"), metrics.get),
+            weighted_metrics=_revived(config.get("weighted_metrics"), metrics.get),
+        )
 
     def to_json(self, **kwargs: Any) -> str:
         """The architecture as a JSON text: no weights, no compile settings. `kwargs` are those of
         `json.dumps`."""
-        import json
-
         return json.dumps(serialize(self), **kwargs)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import storage
-from storage import library, saving
+from storage import saving
 from storage.errors import (
     CheckpointError,
     ConfigurationError,

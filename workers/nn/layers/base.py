@@ -132,6 +132,22 @@ class Layer:
         """The dtype of the layer's weights and results."""
         return self._dtype
 
+    @property
+    def input(self) -> Any:
+        """What the layer was first called with in a functional model. ConfigurationError if it was not."""
+        args = self._first_call().args
+        return args[0] if args else self.output
+
+    @property
+    def output(self) -> Any:
+        """What the layer's first call in a functional model gives. ConfigurationError if there was none."""
+        return self._first_call().outputs
+
+    def _first_call(self) -> Any:
+        if not self._calls:
+            raise ConfigurationError(f"{self.name} was not called on the tensors of a functional model")
+        return self._calls[0]
+
     # -- parts --------------------------------------------------------------------------------------------
 
     def children(self) -> Iterator[tuple[str, Layer | Variable]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from workers.nn import lookup
 from workers.nn.layers.base import Layer
-from workers.nn.lookup import check
+from workers.nn.lookup import CannotBeMade
 
 LAYERS: dict[str, type[Layer]] = {}
 """The classes that come with the package, and those of models."""
@@ -25,7 +25,8 @@ def get(identifier: object) -> Layer:
     Raises ConfigurationError for an unknown class, and settings that the class does not take.
     """
     name = identifier.get("class_name") if isinstance(identifier, Mapping) else None
-    check(name != "Lambda", "a Lambda layer cannot be made from a file, as it would hold code: see its docs")
+    if name == "Lambda":
+        raise CannotBeMade("a Lambda layer cannot be made from a file, as it would hold code: write a class")
     layer: Layer = lookup.get("layer", identifier, Layer, LAYERS)
     return layer
 

@@ -65,11 +65,22 @@ def assign(
     *,
     skip_mismatch: bool = False,
 ) -> Status:
-    """In place. Give variables the arrays of the same names, as far as there are such.
+    """In place. Give variables the arrays of the same names, as far as there are such; see `planned`."""
+    status = planned(variables, arrays, where, skip_mismatch=skip_mismatch)
+    values = {name: np.asarray(arrays[name]) for name in status.restored}
+    for name, value in values.items():
+        variables[name].assign(value)
+    return status
 
-    `arrays` may be read when they are asked for; they have shape and dtype. `where` names the file in
-    messages. Raises IncompatibleCheckpoint, and changes nothing, where a shape or kind differs (with
-    `skip_mismatch` such are left out), where no name fits, and where names fit only below another layer.
+
+def planned(
+    variables: Mapping[str, Variable], arrays: Mapping[str, Any], where: str, *, skip_mismatch: bool = False
+) -> Status:
+    """What `assign` would do; nothing is changed, and no array is read.
+
+    `arrays` have shape and dtype, and may be read when they are asked for. `where` names the file in
+    messages. Raises IncompatibleCheckpoint where a shape or kind differs (with `skip_mismatch` such are left
+    out), where no name fits, and where names fit only below another layer.
     """
     shared = [name for name in variables if name in arrays]
     bad = {name: fault for name in shared if (fault := _mismatch(variables[name], arrays[name]))}
@@ -85,9 +96,6 @@ def assign(
             f"{where} has nothing for this model: it holds {listed(unused) or 'nothing'}, and the model has "
             f"{listed(missing)}"
         )
-    values = {name: np.asarray(arrays[name]) for name in fitting}
-    for name, value in values.items():
-        variables[name].assign(value)
     return Status(where, fitting, missing, unused)
 
 

@@ -1,0 +1,177 @@
+"""Saving and loading whatever the format: saving goes by the name's ending, loading by what is there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from storage.errors import ConfigurationError
+from storage.store import check_url, open_store
+from storage.strict_json import parse
+from workers.nn.saving import native, objects, signatures
+from workers.nn.saving.signatures import Signature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import ModuleType
+
+    from workers.nn.model import Model
+    from workers.nn.saving.signatures import Given
+    from workers.nn.saving.state import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format besides the native one, in a module that is imported when it is needed.
+
+    The module has `save_weights(model, path)`, `load_weights(model, path, ...)` and `recognises(path)`, and
+    for whole models `save_model(model, path, include_optimizer=)` and `load_model(path, custom_objects=,
+    compile=)`.
+    """
+
+    name: str
+    module: str
+    endings: tuple[str, ...]
+    holds_models: bool = True
+    save_formats: tuple[str, ...] = ()
+    """The words for it in `save_format`."""
+
+    def load(self) -> ModuleType:
+        """The module."""
+        return importlib.import_module(self.module)
+
+
+FORMATS: tuple[Format, ...] = ()
+"""Those with the longest endings first."""
+
+
+def save(
+    model: Model,
+    path: str | Path,
+    overwrite: bool = True,
+    include_optimizer: bool = True,
+    save_format: str | None = None,
+    signatures: Given | Mapping[str, Given] | None = None,
+    save_traces: bool = True,
+) -> None:
+    """Save architecture, weights, compile settings and the optimizer's state.
+
+    `save_format` "tf" is the native directory, as is what has no ending of another format. `signatures` are
+    functions to be called by name (`nn.saved_model.load`). Without `save_traces` no graph is stored: loading
+    then needs the model's classes. Without `overwrite`, ConfigurationError if something is there.
+    """
+    url = _writable(path, overwrite=overwrite)
+    found = _for_saving(url, save_format, models=True)
+    if found is None:
+        given = None if signatures is None else _signatures(model, signatures)
+        native.save_model(
+            model, url, include_optimizer=include_optimizer, save_traces=save_traces, signatures=given
+        )
+        return
+    if signatures is not None:
+        raise ConfigurationError(f"{url}: {found.name} holds no signatures: save to a directory")
+    found.load().save_model(model, url, include_optimizer=include_optimizer)
+
+
+def load_model(
+    path: str | Path, custom_objects: Mapping[str, Any] | None = None, compile: bool = True
+) -> Any:
+    """The model that was saved at `path`, in whatever format; compiled as it was, if `compile`.
+
+    `custom_objects` are classes and functions by name. Raises ConfigurationError if there is none.
+    """
+    url = _url(path)
+    found = _for_loading(url)
+    if found is not None and not found.holds_models:
+        raise ConfigurationError(f"{url}: {found.name} holds weights alone: make the model, and load_weights")
+    module: Any = native if found is None else found.load()
+    return module.load_model(url, custom_objects=custom_objects, compile=compile)
+
+
+def save_weights(
+    model: Model, path: str | Path, overwrite: bool = True, save_format: str | None = None
+) -> None:
+    """Save the weights, and the optimizer's state where the format holds it."""
+    url = _writable(path, overwrite=overwrite)
+    found = _for_saving(url, save_format, models=False)
+    module: Any = native if found is None else found.load()
+    module.save_weights(model, url)
+
+
+def load_weights(
+    model: Model, path: str | Path, skip_mismatch: bool = False, by_name: bool = False, **options: Any
+) -> Status:
+    """In place. Give a model the weights at `path`, in whatever format; returns what was restored.
+
+    Weights that do not fit raise IncompatibleCheckpoint, and nothing is changed; with `skip_mismatch` those
+    of another shape are left out. `options` are the format's: `names` and `rename` of the native one, in
+    which names decide, so that `by_name` says nothing.
+    """
+    url = _url(path)
+    found = _for_loading(url)
+    if found is None:
+        return native.load_weights(model, url, skip_mismatch=skip_mismatch, **options)
+    status: Status = found.load().load_weights(
+        model, url, skip_mismatch=skip_mismatch, by_name=by_name, **options
+    )
+    return status
+
+
+def model_from_json(json_string: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
+    """A new model of the architecture that `Model.to_json`, or Keras's, wrote."""
+    try:
+        config = parse(json_string.encode(), max_depth=native.MAX_DEPTH)
+    except ValueError as exc:
+        raise ConfigurationError(f"model_from_json: {exc}") from exc
+    return objects.deserialize(config, custom_objects)
+
+
+def _signatures(model: Model, given: Given | Mapping[str, Given]) -> list[Signature]:
+    named: Mapping[str, Any] = given if isinstance(given, dict) else {signatures.DEFAULT: given}
+    return [Signature.of(model, name, each, [signatures.SERVING]) for name, each in named.items()]
+
+
+def _url(path: str | Path) -> str:
+    url = os.fspath(path)
+    check_url(url)
+    return url
+
+
+def _writable(path: str | Path, *, overwrite: bool) -> str:
+    """The URL, after making sure that nothing is there, unless it may be replaced."""
+    url = _url(path)
+    if not overwrite and (_is_file(url) or open_store(url).list()):
+        raise ConfigurationError(f"{url} is there already: give another place, or overwrite=True")
+    return url
+
+
+def _is_file(url: str) -> bool:
+    head, _, name = url.rstrip("/").rpartition("/")
+    return name in open_store(head or ".").list() if "://" in url else os.path.isfile(url)
+
+
+def _for_saving(url: str, save_format: str | None, *, models: bool) -> Format | None:
+    """The format to save in; None for the native one."""
+    if save_format == "tf":
+        return None
+    fitting = [each for each in FORMATS if each.holds_models or not models]
+    if save_format is None:
+        return next((each for each in fitting if url.endswith(each.endings)), None)
+    named = [each for each in fitting if save_format in each.save_formats]
+    if not named:
+        known = ", ".join(['"tf"', *(f'"{word}"' for each in fitting for word in each.save_formats)])
+        raise ConfigurationError(f"save_format={save_format!r} is not known: give one of {known}")
+    return next((each for each in named if url.endswith(each.endings)), named[0])
+
+
+def _for_loading(url: str) -> Format | None:
+    """The format of what is there; None for the native one. ConfigurationError if nothing is."""
+    if native.recognises(url):
+        return None
+    found = next((each for each in FORMATS if each.load().recognises(url)), None)
+    if found is None:
+        raise ConfigurationError(f"there is no model, and no weights in a format that is known, at {url}")
+    return found
