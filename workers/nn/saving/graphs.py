@@ -155,7 +155,8 @@ class Revived(Model):
         return map_structure(lambda place: self.graphs.evaluate.inputs[place], self.graphs.inputs)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """What the saved model gave."""
+        """What the saved model gave; one that was frozen since computes as without training."""
+        training = training and self.trainable
         graph = self.graphs.train if training else self.graphs.evaluate
         given = leaves(inputs)
         check(

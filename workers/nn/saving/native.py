@@ -7,6 +7,7 @@ A generation is a Zarr group: `variables/` and `optimizer/` hold one array for e
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from storage import zarr_arrays
 from storage.bundle import Bundle, kind_of, open_files, save_files
 from storage.errors import ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
 from storage.naming import check_rename, choose, renamed
-from storage.strict_json import canonical, fields, parse, spelled, unspelled
+from storage.strict_json import fields, parse, spelled, unspelled
 from workers.nn.layers.base import Layer
 from workers.nn.lookup import CannotBeMade, check, serialize
 from workers.nn.ops.attributes import DTYPES
@@ -243,7 +244,8 @@ def _serve(model: Model) -> Any:
 
 
 def _written(document: Mapping[str, Any]) -> bytes:
-    return canonical(spelled(document))
+    # In the order of the dicts, which is that of a model's outputs and metrics too.
+    return json.dumps(spelled(document), separators=(",", ":"), allow_nan=False).encode()
 
 
 # -- what is read -------------------------------------------------------------------------------------------

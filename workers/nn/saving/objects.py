@@ -92,7 +92,7 @@ def _revived(config: Any) -> Any:
     if module in _KINDS and get_registered_object(name) is None:
         return _KINDS[module](config)
     known = layers.LAYERS if module is None else activations.KNOWN if module == "builtins" else {}
-    return lookup.deserialize("object", config, known)
+    return lookup.deserialize("function" if name == lookup.FUNCTION else "class", config, known)
 
 
 def _public(module: Any) -> str | None:

@@ -15,12 +15,12 @@ import numpy as np
 from storage.errors import ConfigurationError, IncompatibleCheckpoint
 from storage.naming import listed
 from workers.nn.lookup import check
+from workers.nn.variables import Variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from workers.nn.model import Model
-    from workers.nn.variables import Variable
 
 WEIGHTS = "variables"
 OPTIMIZER = "optimizer"
@@ -41,7 +41,7 @@ def optimizer_variables(model: Model, *, build: bool = False) -> dict[str, Varia
     if build:
         optimizer.build(model.trainable_weights)
     found = {"iteration": optimizer.variables[0]}
-    if optimizer.learning_rate in optimizer.variables[1:2]:
+    if isinstance(optimizer.learning_rate, Variable):
         found["learning_rate"] = optimizer.learning_rate
     for slot, variables in optimizer.slot_variables.items():
         for target, variable in zip(optimizer.targets, variables, strict=True):
