@@ -23,6 +23,9 @@ T = TypeVar("T")
 FUNCTION = "function"
 """The class name of a function, whose config is its name."""
 
+_UNFIT = (AttributeError, LookupError, TypeError, ValueError)
+"""What a class of ours may raise for settings of the wrong kind, which only a file made up would have."""
+
 _KERAS_MODULES = {
     "functional": "keras.layers",
     "model": "keras",
@@ -33,7 +36,11 @@ _HOME = "workers.nn."
 
 
 class CannotBeMade(ConfigurationError):
-    """What was written cannot be made: of a class or function that is not known, or of its settings."""
+    """What was written cannot be made."""
+
+
+class Unknown(CannotBeMade):
+    """What was written is of a class or function that is not known."""
 
 
 class Configured(Protocol):
@@ -129,7 +136,7 @@ def deserialize(kind: str, identifier: str | Mapping[str, Any], known: Mapping[s
     registered = identifier.get("registered_name")
     target = _find(known, *(each for each in (registered, name) if isinstance(each, str)))
     if target is None:
-        raise CannotBeMade(_unknown(kind, name, registered))
+        raise Unknown(_unknown(kind, name, registered))
     if not isinstance(target, type):
         return target
     if config is not None and not isinstance(config, Mapping):
@@ -152,12 +159,17 @@ def _unknown(kind: str, name: object, registered: object) -> str:
 def made(cls: Any, config: dict[str, Any]) -> Any:
     """An object of a class with settings as they were written; ConfigurationError if it takes no such."""
     settings = {key: _dtype_name(value) if key == "dtype" else value for key, value in config.items()}
-    if keras_module(cls) is not None:
+    ours = keras_module(cls) is not None
+    if ours:
         taken = _settings_of(cls)
         settings = {k: v for k, v in settings.items() if k in taken or not _means_nothing(k, v)}
     try:
         return cls.from_config(settings) if hasattr(cls, "from_config") else cls(**settings)
-    except TypeError as error:
+    except ConfigurationError:
+        raise
+    except _UNFIT as error:
+        if not ours and not isinstance(error, TypeError):
+            raise  # of the user's code
         raise CannotBeMade(f"{cls.__name__} cannot be made from its config: {error}") from error
 
 

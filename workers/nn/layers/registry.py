@@ -7,7 +7,7 @@ from typing import Any
 
 from workers.nn import lookup
 from workers.nn.layers.base import Layer
-from workers.nn.lookup import CannotBeMade
+from workers.nn.lookup import Unknown
 
 LAYERS: dict[str, type[Layer]] = {}
 """The classes that come with the package, and those of models."""
@@ -26,7 +26,7 @@ def get(identifier: object) -> Layer:
     """
     name = identifier.get("class_name") if isinstance(identifier, Mapping) else None
     if name == "Lambda":
-        raise CannotBeMade("a Lambda layer cannot be made from a file, as it would hold code: write a class")
+        raise Unknown("a Lambda layer cannot be made from a file, as it would hold code: write a class")
     layer: Layer = lookup.get("layer", identifier, Layer, LAYERS)
     return layer
 

@@ -16,10 +16,10 @@ import numpy as np
 from storage import zarr_arrays
 from storage.bundle import Bundle, kind_of, open_files, save_files
 from storage.errors import ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
-from storage.naming import check_rename, choose, renamed
+from storage.naming import check_rename, choose, listed, renamed
 from storage.strict_json import fields, parse, spelled, unspelled
 from workers.nn.layers.base import Layer
-from workers.nn.lookup import CannotBeMade, check, serialize
+from workers.nn.lookup import CannotBeMade, Unknown, check, serialize
 from workers.nn.ops.attributes import DTYPES
 from workers.nn.registration import custom_object_scope
 from workers.nn.saving import objects, signatures, state
@@ -107,21 +107,16 @@ def load_model(path: str, *, custom_objects: Mapping[str, Any] | None = None, co
     arrays = zarr_arrays.StoredArrays(bundle, state.WEIGHTS)
     model = _made(bundle, document, custom_objects)
     own = model.named_variables()
-    status = state.planned(own, arrays, bundle.url).expect_partial()
-    if status.missing or status.unused:
-        differ = ", ".join([*status.missing, *status.unused][:5])
-        raise IncompatibleCheckpoint(
-            f"{bundle.url} holds other variables than the model of its class: {differ}"
-        )
-    state.assign(own, arrays, bundle.url)
+    _assign_all(own, arrays, bundle)
     for entry in document["variables"]:
-        own[entry["path"]].trainable = entry["trainable"]
+        if entry["path"] in own:
+            own[entry["path"]].trainable = entry["trainable"]
     model.seed = document["seed"]
     if compile and document["compile_config"] is not None:
         with custom_object_scope(custom_objects):
             model.compile_from_config(document["compile_config"])
         found = zarr_arrays.StoredArrays(bundle, state.OPTIMIZER)
-        state.assign(_optimizer_variables(model, found), found, bundle.url).assert_consumed()
+        _assign_all(_optimizer_variables(model, found), found, bundle)
     return model
 
 
@@ -172,21 +167,24 @@ def load_weights(
     }
     variables = state.variables(model, include_optimizer=False)
     state.planned(variables, arrays, bundle.url, skip_mismatch=skip_mismatch).expect_partial()
+    seed = None
     if model.optimizer is not None and names is None and not rename:
         found = zarr_arrays.StoredArrays(bundle, state.OPTIMIZER)
         arrays |= {f"{state.OPTIMIZER}/{name}": array for name, array in found.items()}
         if _fits_optimizer(model, found):
             own = _optimizer_variables(model, found)
             variables |= {f"{state.OPTIMIZER}/{name}": variable for name, variable in own.items()}
-            model.seed = document.get("seed")
-    return state.assign(variables, arrays, bundle.url, skip_mismatch=skip_mismatch)
+            seed = document.get("seed")
+    status = state.assign(variables, arrays, bundle.url, skip_mismatch=skip_mismatch)
+    model.seed = seed if type(seed) is int else model.seed
+    return status
 
 
 def load_signatures(path: str) -> tuple[Bundle, dict[str, Variable], Graphs, list[Signature]]:
     """What a saved model computes, over variables with their values: no class of it is needed."""
     bundle, document = _open_model(path)
     variables = _variables(document)
-    state.assign(variables, zarr_arrays.StoredArrays(bundle, state.WEIGHTS), bundle.url).assert_consumed()
+    _assign_all(variables, zarr_arrays.StoredArrays(bundle, state.WEIGHTS), bundle)
     graphs, found = _read_graphs(bundle, variables)
     return bundle, variables, graphs, found
 
@@ -281,19 +279,34 @@ def _made(bundle: Bundle, document: Mapping[str, Any], custom_objects: Mapping[s
     written = document["model"]
     try:
         if written is None:
-            raise CannotBeMade(f"{bundle.url}: the model's settings could not be written")  # noqa: TRY301
+            raise Unknown(f"{bundle.url}: the model's settings could not be written")
         model = objects.deserialize(written, custom_objects, compile=False)
         if not isinstance(model, Layer):
             raise CorruptCheckpoint(f"{bundle.url}/model.json describes no model")
     except CannotBeMade as error:
         if "graph.json" not in bundle:
             raise CannotBeMade(f"{error} (the model was saved with save_traces=False)") from error
+        if not isinstance(error, Unknown):
+            warnings.warn(f"{bundle.url} is loaded as what it computes: {error}", stacklevel=4)
         variables = _variables(document)
         graphs, _ = _read_graphs(bundle, variables)
         name = None if written is None else written["config"].get("name")
         return Revived(graphs, variables, written, name)
     found: Any = model
     return found  # type: ignore[no-any-return]
+
+
+def _assign_all(variables: Mapping[str, Variable], arrays: Mapping[str, Any], bundle: Bundle) -> None:
+    """In place. Give just these variables their values. IncompatibleCheckpoint if there are others."""
+    status = state.planned(variables, arrays, bundle.url).expect_partial()
+    if status.missing or status.unused:
+        without = f"it has no value for {listed(status.missing)}" if status.missing else ""
+        beyond = f"the model has no {listed(status.unused)}" if status.unused else ""
+        told = "; ".join(each for each in (without, beyond) if each)
+        raise IncompatibleCheckpoint(
+            f"{bundle.url} holds other variables than the model of its class: {told}"
+        )
+    state.assign(variables, arrays, bundle.url)
 
 
 def _variables(document: Mapping[str, Any]) -> dict[str, Variable]:

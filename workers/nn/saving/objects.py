@@ -22,7 +22,7 @@ from workers.nn import (
     optimizers,
     regularizers,
 )
-from workers.nn.lookup import CannotBeMade, check
+from workers.nn.lookup import Unknown, check
 from workers.nn.registration import (
     custom_object_scope,
     get_registered_name,
@@ -115,7 +115,7 @@ def _array(config: Mapping[str, Any]) -> Any:
 
 
 def _refused(config: Mapping[str, Any]) -> Any:
-    raise CannotBeMade(f"a {config['class_name']} cannot be made from a file, as it would hold code")
+    raise Unknown(f"a {config['class_name']} cannot be made from a file, as it would hold code")
 
 
 _SPECIAL: dict[str, Callable[[Mapping[str, Any]], Any]] = {

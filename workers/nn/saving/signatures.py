@@ -71,7 +71,8 @@ class Signature:
         specs = [map_structure(_spec, each) for each in inputs] or [model.input_spec]
         graph = trace(function, *specs)
         check_held(graph, model)
-        names = [key for spec in specs for key in _names(spec, "inputs" if len(specs) == 1 else "input")]
+        alone = ["inputs"] if len(specs) == 1 else [f"input_{i}" for i in range(len(specs))]
+        names = [key for spec, name in zip(specs, alone, strict=True) for key in _names(spec, name)]
         names = names if len({*names}) == len(names) else [f"input_{i}" for i in range(len(names))]
         return cls(name, tuple(tags), tuple(names), tuple(_names(graph.structure, "output_0")), graph)
 

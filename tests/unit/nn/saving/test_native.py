@@ -566,3 +566,39 @@ def test_nothing_there_says_so(tmp_path: Path) -> None:
     storage.save(str(tmp_path / "a"), {"x": X})
     with pytest.raises(ConfigurationError, match="is the directory of saved arrays"):
         sequential().save(tmp_path / "a")
+
+
+class Configless(nn.Model):
+    """A model that has settings, and does not tell them."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.dense = nn.Dense(units)
+
+    def call(self, inputs: Any) -> Any:
+        """Scores."""
+        return self.dense(inputs)
+
+
+def test_row_13_a_class_that_cannot_be_made_of_its_config_is_revived_with_a_warning(tmp_path: Path) -> None:
+    model = Configless(3)
+    model(X)
+    model.save(tmp_path / "m")
+    with pytest.warns(UserWarning, match="is loaded as what it computes: Configless cannot be made"):
+        again = nn.load_model(tmp_path / "m", custom_objects={"Configless": Configless})
+    assert np.array_equal(again.predict(X, verbose=0), model.predict(X, verbose=0))
+
+
+def test_a_damaged_file_changes_neither_weights_nor_optimizer_nor_seed(tmp_path: Path) -> None:
+    model = compiled(sequential())
+    fit(model, 1)
+    model.save_weights(tmp_path / "w")
+    path = Path(str(storage.latest(str(tmp_path / "w"))), "optimizer/adam_m/dense/kernel/c/0/0")
+    path.write_bytes(bytes(len(path.read_bytes())))
+    other = compiled(sequential())
+    before = other.get_weights()
+    with pytest.raises(CorruptCheckpoint, match="optimizer/adam_m/dense/kernel/c/0/0"):
+        other.load_weights(tmp_path / "w")
+    assert all(map(np.array_equal, before, other.get_weights()))
+    assert int(other.optimizer.iterations.numpy()) == 0
+    assert other.seed is None
