@@ -170,16 +170,15 @@ def main() -> None:
     parser.add_argument("--dir", help="where to write: the disk that is measured")
     parser.add_argument("--tiny", action="store_true", help="only see that everything runs; writes nothing")
     options = parser.parse_args()
-    sections = []
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.dir) as folder:
         for name in options.only:
             rows = BENCHMARKS[name](Path(folder), options)
             description = (BENCHMARKS[name].__doc__ or "").strip()
             table = "\n".join(f"| {what} | {figure} |" for what, figure in rows)
-            sections.append(f"## {name}\n\n{description}\n\n| what | figure |\n|---|---|\n{table}\n")
-            print(sections[-1], flush=True)
-    if not options.tiny:
-        write_results(sections)
+            section = f"## {name}\n\n{description}\n\n| what | figure |\n|---|---|\n{table}\n"
+            print(section, flush=True)
+            if not options.tiny:
+                write_results([section])
 
 
 def write_results(sections: list[str]) -> None:
