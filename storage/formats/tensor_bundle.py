@@ -107,7 +107,7 @@ class TensorBundle:
         return name in self._entries
 
     def get_tensor(self, name: str) -> Any:
-        """A tensor as an array, its checksum verified; of strings an array of bytes, of a single one its bytes.
+        """A tensor as an array, its checksum verified; of strings an array of bytes, of a single one bytes.
 
         Raises ConfigurationError for an unknown name, and what cannot be read; CorruptCheckpoint.
         """
