@@ -44,7 +44,16 @@ class Format:
         return importlib.import_module(self.module)
 
 
-FORMATS: tuple[Format, ...] = ()
+FORMATS: tuple[Format, ...] = (
+    Format(
+        "Keras's weights file",
+        "workers.nn.saving.weights_h5",
+        (".weights.h5",),
+        holds_models=False,
+        save_formats=("h5",),
+    ),
+    Format("Keras's file", "workers.nn.saving.keras_file", (".keras",), save_formats=("keras",)),
+)
 """Those with the longest endings first."""
 
 
@@ -169,9 +178,7 @@ def _for_saving(url: str, save_format: str | None, *, models: bool) -> Format | 
 
 def _for_loading(url: str) -> Format | None:
     """The format of what is there; None for the native one. ConfigurationError if nothing is."""
-    if native.recognises(url):
-        return None
     found = next((each for each in FORMATS if each.load().recognises(url)), None)
-    if found is None:
+    if found is None and not native.recognises(url):
         raise ConfigurationError(f"there is no model, and no weights in a format that is known, at {url}")
     return found

@@ -1,0 +1,127 @@
+"""Keras 3's `.keras`: a zip of the config as JSON, the weights as HDF5, and who wrote it when."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing
+from storage.formats import hdf5
+from storage.store import open_store
+from storage.strict_json import parse
+from workers.nn.saving import weights_h5
+from workers.nn.saving.native import MAX_DEPTH
+from workers.nn.saving.objects import deserialize, serialize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from workers.nn.model import Model
+    from workers.nn.saving.state import Status
+
+KERAS_VERSION = "3.15.1"
+"""The version whose files these are."""
+
+CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+MAX_CONFIG_NBYTES = 64 << 20
+_SIGNATURE = b"PK\x03\x04"
+
+
+def recognises(path: str) -> bool:
+    """Whether there is a `.keras` file."""
+    place, _, name = path.rstrip("/").rpartition("/")
+    try:
+        if open_store(place or ".").read(name, 0, 4) == _SIGNATURE:
+            return _has_config(path)
+    except (ObjectMissing, ConfigurationError):
+        pass
+    return False
+
+
+def save_model(model: Model, path: str, *, include_optimizer: bool = True) -> None:
+    """Write a model: its architecture, its weights, how it is compiled, and the optimizer's state."""
+    config = serialize(model)
+    if not include_optimizer:
+        config.pop("compile_config", None)
+    made = {"keras_version": KERAS_VERSION, "date_saved": f"{datetime.now(UTC):%Y-%m-%d@%H:%M:%S}"}
+    weights = hdf5.written(*weights_h5.contents(model, include_optimizer=include_optimizer))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(METADATA, json.dumps(made))
+        archive.writestr(CONFIG, json.dumps(config))
+        archive.writestr(WEIGHTS, weights)
+    place, _, name = path.rpartition("/")
+    open_store(place or ".").write(name, (buffer.getvalue(),))
+
+
+def save_weights(model: Model, path: str) -> None:
+    """A `.keras` file holds a whole model: the same as `save_model`."""
+    save_model(model, path)
+
+
+def load_model(path: str, *, custom_objects: Mapping[str, Any] | None = None, compile: bool = True) -> Any:
+    """The model in a file, compiled as it was, with its optimizer's state, if `compile`.
+
+    No code of the file is run. Raises CheckpointError if there is none, CorruptCheckpoint if it is damaged,
+    ConfigurationError for classes that are not known.
+    """
+    entries = _entries(path)
+    try:
+        config = parse(entries[CONFIG], max_depth=MAX_DEPTH)
+    except ValueError as exc:
+        raise CorruptCheckpoint(f"{path}: {CONFIG}: {exc}") from exc
+    model = deserialize(config, custom_objects, compile=compile)
+    _load(model, path, entries).expect_partial().assert_existing_objects_matched()
+    return model
+
+
+def load_weights(model: Model, path: str, *, skip_mismatch: bool = False, by_name: bool = False) -> Status:
+    """In place. Give a built model the weights of the model in a file; places decide, not names."""
+    return _load(model, path, _entries(path), skip_mismatch=skip_mismatch)
+
+
+def _load(model: Model, path: str, entries: Mapping[str, bytes], *, skip_mismatch: bool = False) -> Status:
+    where = f"{path}: {WEIGHTS}"
+    with hdf5.reading(where, entries[WEIGHTS]) as (arrays, _):
+        return weights_h5.restore(model, arrays, where, skip_mismatch=skip_mismatch)
+
+
+def _has_config(path: str) -> bool:
+    try:
+        return CONFIG in _entries(path)
+    except CheckpointError:
+        return False
+
+
+def _entries(path: str) -> dict[str, bytes]:
+    """What is in the zip, unpacked only as far as it is as large as it says."""
+    place, _, name = path.rpartition("/")
+    try:
+        data = open_store(place or ".").read(name)
+    except ObjectMissing as exc:
+        raise CheckpointError(f"there is no file {path}") from exc
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return _unpacked(archive, path, len(data))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as exc:
+        raise CorruptCheckpoint(f"{path} is no zip file, or is damaged: {exc}") from exc
+
+
+def _unpacked(archive: zipfile.ZipFile, path: str, stored: int) -> dict[str, bytes]:
+    names = archive.namelist()
+    for name in (CONFIG, WEIGHTS):
+        if names.count(name) != 1:
+            raise CorruptCheckpoint(f"{path} has {names.count(name)} entries {name}, and should have one")
+    found = {}
+    for name in (CONFIG, WEIGHTS):
+        size = archive.getinfo(name).file_size
+        limit = (
+            MAX_CONFIG_NBYTES if name == CONFIG else max(hdf5.HARMLESS_NBYTES, hdf5.MAX_EXPANSION * stored)
+        )
+        if size > limit:
+            raise CorruptCheckpoint(f"{path}: {name} promises {size} bytes, and {stored} are stored")
+        found[name] = archive.read(name)
+    return found

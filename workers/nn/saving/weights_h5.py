@@ -1,0 +1,153 @@
+"""Keras 3's `.weights.h5`: weights by the attributes' paths, and the optimizer's variables in their order.
+
+A layer's variables are "PATH/vars/0", ... where PATH is made of attributes' names; the layers of Sequential
+and functional models are "layers/CLASS", "layers/CLASS_1", ... by their classes, not by their names.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from storage.formats import hdf5
+from workers.nn.layers.base import Layer
+from workers.nn.lookup import snake_case
+from workers.nn.model import Functional
+from workers.nn.saving.state import OPTIMIZER, WEIGHTS, Status, assign
+from workers.nn.sequential import Sequential
+from workers.nn.variables import Variable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from workers.nn.model import Model
+
+_SEEDS = "seed_generator"
+
+
+def recognises(path: str) -> bool:
+    """Whether there is a file of weights of Keras 3."""
+    if not hdf5.recognises(path):
+        return False
+    with hdf5.reading(path) as (arrays, attributes):
+        return "layer_names" not in attributes and any("vars" in name.split("/") for name in arrays)
+
+
+def save_weights(model: Model, path: str) -> None:
+    """Write the weights, and the optimizer's variables if it is built."""
+    hdf5.write(path, *contents(model))
+
+
+def load_weights(model: Model, path: str, *, skip_mismatch: bool = False, by_name: bool = False) -> Status:
+    """In place. Give a built model the weights of a file, and a compiled one the optimizer's state.
+
+    `by_name` says nothing: places decide. Raises IncompatibleCheckpoint, and changes nothing, where shapes
+    differ or nothing fits.
+    """
+    with hdf5.reading(path) as (arrays, _):
+        return restore(model, arrays, path, skip_mismatch=skip_mismatch)
+
+
+def contents(
+    model: Model, *, include_optimizer: bool = True
+) -> tuple[dict[str, Any], dict[str, Mapping[str, str]]]:
+    """The arrays of a file by their paths, and the names of layers, as Keras writes them."""
+    arrays: dict[str, Any] = {}
+    names: dict[str, Mapping[str, str]] = {}
+    for path, layer in _places(model):
+        place = f"{path}/vars" if path else "vars"
+        names[place] = {"name": layer.name}
+        for i, variable in enumerate(_own(layer)):
+            arrays[f"{place}/{i}"] = variable.numpy()
+        if _draws(layer):
+            arrays[f"{path}/{_SEEDS}/vars/0"] = np.zeros(2, np.uint32)  # ours are functions of the step
+    optimizer = model.optimizer
+    if include_optimizer and optimizer is not None and optimizer.built:
+        names[f"{OPTIMIZER}/vars"] = {"name": optimizer.name}
+        for i, variable in enumerate(optimizer.variables):
+            value = variable.numpy()
+            arrays[f"{OPTIMIZER}/vars/{i}"] = value.astype(np.float32) if value.dtype.kind == "f" else value
+    return arrays, names
+
+
+def restore(
+    model: Model, arrays: Mapping[str, hdf5.Dataset], where: str, *, skip_mismatch: bool = False
+) -> Status:
+    """In place. Give the model what such arrays hold."""
+    ours = {id(variable): f"{WEIGHTS}/{path}" for path, variable in model.named_variables().items()}
+    variables: dict[str, Variable] = {}
+    names: dict[str, str] = {}
+    for path, layer in _places(model):
+        for i, variable in enumerate(_own(layer)):
+            name = ours[id(variable)]
+            variables[name] = variable
+            names[f"{path}/vars/{i}" if path else f"vars/{i}"] = name
+    optimizer = model.optimizer
+    if optimizer is not None and f"{OPTIMIZER}/vars/0" in arrays:
+        optimizer.build(model.trainable_weights)
+        for i, variable in enumerate(optimizer.variables):
+            name = f"{OPTIMIZER}/{'iteration' if i == 0 else variable.path}"
+            variables[name] = variable
+            names[f"{OPTIMIZER}/vars/{i}"] = name
+    found = {
+        names.get(path, path): _plain(array)
+        for path, array in arrays.items()
+        if _SEEDS not in path.split("/")
+    }
+    return assign(variables, found, where, skip_mismatch=skip_mismatch)
+
+
+def _places(owner: Layer, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Layer]]:
+    """All layers below one and itself, each once, by their paths in the file."""
+    seen = set() if seen is None else seen
+    if id(owner) in seen:
+        return
+    seen.add(id(owner))
+    yield prefix, owner
+    for name, layer in _sublayers(owner):
+        yield from _places(layer, f"{prefix}/{name}" if prefix else name, seen)
+
+
+def _sublayers(owner: Layer) -> Iterator[tuple[str, Layer]]:
+    if isinstance(owner, Functional | Sequential):
+        yield from _numbered("layers", [child for _, child in owner.children() if isinstance(child, Layer)])
+        return
+    attributes = {key: value for key, value in vars(owner).items() if key not in ("_calls", "optimizer")}
+    for key in sorted(attributes, key=lambda key: (key.startswith("_"), key)):
+        value = attributes[key]
+        if isinstance(value, Layer):
+            yield key, value
+        elif isinstance(value, list | tuple | dict):
+            items = value.values() if isinstance(value, dict) else value
+            yield from _numbered(key, [item for item in items if isinstance(item, Layer)])
+
+
+def _numbered(container: str, layers: Iterable[Layer]) -> Iterator[tuple[str, Layer]]:
+    """The members of a container by their classes, the second of a class with a number."""
+    counts: Counter[str] = Counter()
+    for layer in layers:
+        name = snake_case(type(layer).__name__)
+        number = counts[name]
+        counts[name] += 1
+        yield f"{container}/{name}_{number}" if number else f"{container}/{name}", layer
+
+
+def _own(layer: Layer) -> list[Variable]:
+    """A layer's own variables, those that are trained first."""
+    own = [child for _, child in layer.children() if isinstance(child, Variable)]
+    return sorted(own, key=lambda variable: not variable.trainable_in_principle)
+
+
+def _draws(layer: Layer) -> bool:
+    """Whether Keras keeps a state of random numbers for a layer."""
+    name = type(layer).__name__
+    return name.endswith(("Dropout", "Dropout1D", "Dropout2D", "Dropout3D")) or name == "GaussianNoise"
+
+
+def _plain(array: hdf5.Dataset) -> Any:
+    if array.attributes.get("dtype") != "bfloat16":
+        return array
+    return np.asarray(array).view(ml_dtypes.bfloat16)
