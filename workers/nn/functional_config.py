@@ -94,7 +94,9 @@ def from_config(config: Mapping[str, Any]) -> tuple[Any, Any]:
                 blocked.add(name)
                 left.append((name, node))
                 continue
-            args, kwargs = _filled(node["args"], found), _filled(node["kwargs"], found)
+            args, given = _filled(node["args"], found), _filled(node["kwargs"], found)
+            # Keras writes those down for layers that take none, too.
+            kwargs = {k: v for k, v in given.items() if v is not None or k not in ("mask", "training")}
             layers[name](*args, **kwargs)
         if len(left) == len(waiting):
             raise ConfigurationError(f"the model's config calls {left[0][0]!r} with what no layer gives")

@@ -197,6 +197,10 @@ class MultiHeadAttention(WithParameters):
             return None
         return np.abs(np.arange(queries)[:, None] - np.arange(keys)) < self.sliding_window
 
+    def get_build_config(self) -> dict[str, Any] | None:
+        """None: Keras would want the shapes of query and value, and builds it when it is called."""
+        return None
+
     def get_config(self) -> dict[str, Any]:
         """The settings as JSON values."""
         shape = self.output_features
