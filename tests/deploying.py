@@ -23,7 +23,7 @@ from orchestrator.cli import app
 from tests.integration.servers import missing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -67,6 +67,7 @@ def lint(tool: str, distribution: str, *arguments: str) -> None:
     path = shutil.which(tool, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if path is None:
         missing(f"{tool} is not installed: pip install {distribution}")
+    assert path is not None
     done = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{tool} {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
 
@@ -118,18 +119,8 @@ def least_and_most(command: str) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
-def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every scalar in a parsed document, with the keys and indices that lead to it."""
-    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in pairs:
-        if isinstance(value, dict | list):
-            yield from leaves(value, (*path, str(key)))
-        else:
-            yield (*path, str(key)), value
-
-
 def nbytes(quantity: str) -> float:
     """The bytes of a quantity of Kubernetes or Docker: 512Mi, 8Gi, 8g, 2gb or a plain number."""
     match = re.fullmatch(r"([\d.]+)\s*([kmg]?)(i?)b?", quantity, re.IGNORECASE)
     assert match, quantity
-    return float(match[1]) * 1024 ** " kmg".index(match[2].lower() or " ")
+    return float(match[1]) * 1024.0 ** " kmg".index(match[2].lower() or " ")

@@ -29,7 +29,9 @@ NODES = ("head", "worker")
 
 def run_command() -> str:
     """How README.md starts a run in the head."""
-    (line,) = [each for each in text("README.md").splitlines() if "docker compose exec head holdfast run" in each]
+    (line,) = [
+        each for each in text("README.md").splitlines() if "docker compose exec head holdfast run" in each
+    ]
     return line[line.index("holdfast run") :]
 
 

@@ -128,7 +128,11 @@ def test_the_rules_of_the_network_are_what_kubernetes_accepts() -> None:
 
 @pytest.mark.parametrize("manifest", [JOB, NETWORK, *BUDGETS.values()], ids=lambda each: str(each["kind"]))
 def test_kubernetes_own_kinds_have_no_field_that_is_not_known(manifest: dict[str, Any]) -> None:
-    versions = {"Job": "batch/v1", "NetworkPolicy": "networking.k8s.io/v1", "PodDisruptionBudget": "policy/v1"}
+    versions = {
+        "Job": "batch/v1",
+        "NetworkPolicy": "networking.k8s.io/v1",
+        "PodDisruptionBudget": "policy/v1",
+    }
     kind = manifest["kind"]
     named = {"type": "object", "properties": {"name": TEXT, "namespace": TEXT, "labels": LABELS}}
     properties = {
@@ -173,7 +177,10 @@ def test_shared_memory_is_a_memory_volume_that_the_containers_limit_holds(name: 
     (volume,) = [each for each in TEMPLATES[name]["spec"]["volumes"] if each["name"] == "shm"]
     assert volume["emptyDir"]["medium"] == "Memory"
     assert {"name": "shm", "mountPath": "/dev/shm"} in container(name)["volumeMounts"]
-    size, limit = nbytes(volume["emptyDir"]["sizeLimit"]), nbytes(container(name)["resources"]["limits"]["memory"])
+    size, limit = (
+        nbytes(volume["emptyDir"]["sizeLimit"]),
+        nbytes(container(name)["resources"]["limits"]["memory"]),
+    )
     assert size <= limit / 2
     if name != "single":
         group = WORKERS if name == "worker" else CLUSTER["headGroupSpec"]
@@ -194,7 +201,9 @@ def test_the_fewest_workers_fit_into_the_smallest_cluster_and_the_most_into_the_
     assert WORKERS["minReplicas"] <= WORKERS["replicas"] <= WORKERS["maxReplicas"]
     assert (WORKERS["maxReplicas"] - 1) * cpus < most <= WORKERS["maxReplicas"] * cpus
     assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    assert option_values(RAYJOB["spec"]["entrypoint"])["autoscale"] is CLUSTER["enableInTreeAutoscaling"] is True
+    assert (
+        option_values(RAYJOB["spec"]["entrypoint"])["autoscale"] is CLUSTER["enableInTreeAutoscaling"] is True
+    )
     assert least_and_most(single_command())[1] <= int(container("single")["resources"]["limits"]["cpu"])
 
 
@@ -204,7 +213,9 @@ def test_a_worker_is_told_and_has_time_for_its_last_step_and_checkpoint() -> Non
     drain_s = float(environment("worker")["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
     assert drain_s >= grace_s + CLOSE_S
     assert TEMPLATES["worker"]["spec"]["terminationGracePeriodSeconds"] > drain_s
-    assert "command" not in container("worker")  # or `ray start`, which drains, would not be the first process
+    assert "command" not in container(
+        "worker"
+    )  # or `ray start`, which drains, would not be the first process
 
 
 def test_the_head_stops_the_run_before_it_goes() -> None:

@@ -79,7 +79,7 @@ def test_they_are_the_head_the_workers_and_the_runs() -> None:
 
 @pytest.mark.parametrize("name", UNITS)
 def test_a_stop_goes_to_the_first_process_alone(name: str) -> None:
-    """It tells Holdfast; if Ray's and Holdfast's processes got SIGTERM too, there would be nothing left to tell."""
+    """It tells Holdfast; if Ray's other processes got SIGTERM too, there would be nobody left to tell."""
     assert service(name)["KillMode"] == ["mixed"]
 
 
