@@ -24,6 +24,7 @@ from workers.agent import AgentLoop
 from workers.arithmetic import settle_arithmetic, single_threaded_environment
 from workers.channel import address_for
 from workers.clouds import watch_clouds
+from workers.messages import Close
 from workers.notice import pass_on_notices
 from workers.worker import run_worker
 from workers.writer import run_writer
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 INIT_TRIES = 3
 START_S = 120.0
 """Seconds that an agent's actor may take to start."""
+
+LEAVE_S = 6.0
+"""Seconds that an agent that is let go has to end its workers and remove its memory."""
 
 FORWARDED = (
     "HOLDFAST_FAULTS",
@@ -153,6 +157,7 @@ class RayRuntime:
         self._lives: dict[Any, tuple[int, str, int, int]] = {}
         self._progress: dict[int, Progress] = {}
         self._drained: set[int] = set()
+        self._leaving: list[tuple[float, Any]] = []  # (until when, agent that was let go)
         self._own_ray = False
         self._environment = {
             **single_threaded_environment(),
@@ -312,8 +317,11 @@ class RayRuntime:
         import ray
 
         for node, command in commands:
-            if node in self._agents:
-                self._agents[node].outgoing.append(command)
+            if (agent := self._agents.get(node)) is not None:
+                agent.outgoing.append(command)
+                if isinstance(command, Close):
+                    self._leaving.append((time.monotonic() + LEAVE_S, agent.actor))
+        self._end_leaving(ray)
         calls: dict[Any, tuple[int, str]] = {}
         for node, agent in self._agents.items():
             if agent.telling is None and agent.outgoing:
@@ -393,6 +401,14 @@ class RayRuntime:
                 left_s = max(0.0, deadline / 1000 - time.time()) if deadline else None
                 events.append(Draining(number, "Ray drains it", left_s))
         return events
+
+    def _end_leaving(self, ray: Any) -> None:
+        """Kill agents that were let go and have had time to leave: Ray waits for a node to be idle."""
+        now = time.monotonic()
+        for _, actor in [each for each in self._leaving if each[0] <= now]:
+            with suppress(ray.exceptions.RayError):
+                ray.kill(actor)
+        self._leaving = [each for each in self._leaving if each[0] > now]
 
     def _forget(self, node: int) -> None:
         self._agents.pop(node, None)

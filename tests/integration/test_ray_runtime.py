@@ -62,22 +62,56 @@ print("SAID", json.dumps(said))
 """
 
 
-def test_a_successor_on_ray_takes_over_what_is_starting_and_misses_what_has_ended(
-    ray_place: Place, ray_host: RayHost
-) -> None:
-    """Three runtimes of one `holdfast run`, one after another."""
+def _play(place: Place, program: str) -> str:
+    """What a program prints that ends well."""
     done = subprocess.run(
-        [sys.executable, "-c", PLAY],
-        env=ray_place.env,
-        cwd=ray_place.root,
+        [sys.executable, "-c", program],
+        env=place.env,
+        cwd=place.root,
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.rpartition("SAID ")[2])
+    return done.stdout
+
+
+def test_a_successor_on_ray_takes_over_what_is_starting_and_misses_what_has_ended(
+    ray_place: Place, ray_host: RayHost
+) -> None:
+    """Three runtimes of one `holdfast run`, one after another."""
+    said = json.loads(_play(ray_place, PLAY).rpartition("SAID ")[2])
     assert (said["before"], said["found"], said["again"]) == (None, 0, 0)
     assert ["writer", 0, 0] in said["ready"]
     assert said["lost"] == ["has ended since it was found"]
     wait_for(lambda: not ray_host.actors(), "the actors to end", 20)
+
+
+LEAVE = """
+import time
+import ray
+from orchestrator.events import Heard
+from orchestrator.ray_runtime import RayRuntime
+from workers import messages as m
+
+runtime = RayRuntime(b"", None, 1, 0.0, "fedcba9876543210")
+runtime.connect(print)
+runtime.places(1)
+runtime.start(0, "agent", 0, 0)
+heard, commands, deadline = [], [(0, m.Greet(1, 0))], time.monotonic() + 60
+while not heard:
+    assert time.monotonic() < deadline
+    heard, commands = [e for e in runtime.exchange(1, commands, 0.1)[0] if isinstance(e, Heard)], []
+commands = [(0, m.Close(remove=True))]
+while ray.util.list_named_actors():
+    assert time.monotonic() < deadline
+    runtime.exchange(1, commands, 0.1)
+    commands = []
+"""
+
+
+def test_an_agent_that_is_let_go_leaves_its_node_to_ray(ray_place: Place, ray_host: RayHost) -> None:
+    """Else a node that Ray drains would be waited for until the end of its time."""
+    _play(ray_place, LEAVE)
+    wait_for(lambda: not ray_host.actors(), "the actor to end", 20)
