@@ -207,7 +207,9 @@ class _Execution:
         after, number = self._comes_after(), 0
         while True:
             try:
-                runtime = _runtime(self._request, self._settings.least, self._observer, self._signals)
+                # Once it has run, a cluster without room for it is waited for.
+                least = 0 if number else self._settings.least
+                runtime = _runtime(self._request, least, self._observer, self._signals)
                 succeeds = after == books.COORDINATOR_KILLED
                 grants, refusal = self._succeed(runtime) if succeeds else ([], None)
                 attempt = self._run.claim_attempt()

@@ -225,7 +225,8 @@ class RayRuntime:
         import ray
 
         self._ask_for(wanted)
-        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        known_alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        alive = {node["NodeID"]: node for node in known_alive if _is_there(node)}
         here = ray.get_runtime_context().get_node_id()
         numbers = {node.id: number for number, node in self._nodes.items()}
         cpus = {id_: node["Resources"].get("CPU", 0.0) for id_, node in alive.items()}
@@ -347,6 +348,7 @@ class RayRuntime:
         events += [NodeLost(n, *why) for n, agent in self._agents.items() if (why := _silence(agent))]
         for event in events:
             if isinstance(event, NodeLost):
+                _lost_on.add(self._nodes[event.node].id)
                 self._forget(event.node)
         return [*events, *self._draining()], self._progress
 
@@ -449,6 +451,21 @@ class RayRuntime:
             self._ask_for(0)
         if self._own_ray:
             ray.shutdown()
+
+
+_lost_on: set[str] = set()
+"""Ray's names of nodes that an agent was lost on."""
+
+
+def _is_there(node: Mapping[str, Any]) -> bool:
+    """Whether a node is one that processes can be started on: of a dead one Ray learns only after a while."""
+    if node["NodeID"] not in _lost_on:
+        return True
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _silence(agent: _Agent) -> tuple[str, float] | None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,8 +30,11 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_
 nodes = [cluster.add_node(num_cpus=1) for _ in range(int(sys.argv[1]))]
 print("READY", json.dumps([cluster.address, [node.node_id for node in nodes]]), flush=True)
 for line in sys.stdin:
-    cluster.remove_node(nodes[int(line)], allow_graceful=False)
-    print("GONE", flush=True)
+    if line == "another\\n":
+        nodes.append(cluster.add_node(num_cpus=1))
+    else:
+        cluster.remove_node(nodes[int(line)], allow_graceful=False)
+    print("DONE", flush=True)
 cluster.shutdown()
 """
 
@@ -61,11 +65,18 @@ class RayCluster:
 
     def crash(self, node: int) -> None:
         """Kill all processes of a node."""
-        assert self.popen.stdin is not None
-        self.popen.stdin.write(f"{node}\n")
-        self.popen.stdin.flush()
-        self._answer("GONE")
+        self._ask(str(node))
         KILLS["killed"] += 1
+
+    def add(self) -> None:
+        """Have another node join."""
+        self._ask("another")
+
+    def _ask(self, line: str) -> None:
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(f"{line}\n")
+        self.popen.stdin.flush()
+        self._answer("DONE")
 
     def drain(self, node: int, seconds: int) -> None:
         """Have Ray announce that a node will be taken away."""
@@ -126,6 +137,22 @@ def test_nodes_of_a_ray_cluster_that_crash_cost_no_step(
     assert (result["restarts"], result["attempt"]) == (0, 1), str(outcome)
     assert_no_step_lost(outcome)
     assert_no_checkpoint_read(outcome)
+
+
+@pytest.mark.row("node")
+@pytest.mark.parametrize("cluster", [1], indirect=True)
+def test_the_last_node_that_crashes_is_waited_for_until_another_comes(
+    cluster: RayCluster, reference: Reference
+) -> None:
+    """For some seconds Ray takes it to be alive; then the cluster has no CPU at all."""
+    run, _ = begin(cluster, 1)
+    cluster.crash(0)
+    time.sleep(20)
+    assert run.running(), str(run.wait())
+    cluster.add()
+    outcome = run.wait(150)
+    result = assert_same_bits(outcome, reference(steps=400)["state_digest"])
+    assert result["restarts"] <= 2, str(outcome)
 
 
 @pytest.mark.row("sigterm")
