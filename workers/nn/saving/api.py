@@ -168,7 +168,13 @@ def _for_saving(url: str, save_format: str | None, *, models: bool) -> Format | 
         return None
     fitting = [each for each in FORMATS if each.holds_models or not models]
     if save_format is None:
-        return next((each for each in fitting if url.endswith(each.endings)), None)
+        found = next((each for each in fitting if url.endswith(each.endings)), None)
+        if found is None and url.endswith((".h5", ".hdf5", ".keras")):
+            kind = (
+                "a model: save it to a directory or as .keras" if models else "weights: name them .weights.h5"
+            )
+            raise ConfigurationError(f"{url} is no name for {kind}; Keras 2's HDF5 files are not written")
+        return found
     named = [each for each in fitting if save_format in each.save_formats]
     if not named:
         known = ", ".join(['"tf"', *(f'"{word}"' for each in fitting for word in each.save_formats)])

@@ -152,6 +152,14 @@ def test_row_7_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
         nn.load_model(path)
 
 
+def test_names_of_formats_that_are_not_written_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"model.h5 is no name for a model: .* or as .keras"):
+        compiled().save(tmp_path / "model.h5")
+    with pytest.raises(ConfigurationError, match=r"w.h5 is no name for weights: name them .weights.h5"):
+        compiled().save_weights(tmp_path / "w.h5")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_lambda_in_a_file_is_never_run(tmp_path: Path) -> None:
     model = compiled()
     model.save(tmp_path / "m.keras")
