@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 FAULTS = ("--faults", "worker,all", "--every", "2", "--count", "4", "--seed", "3", "--workers", "2")
 
 
-def check_same_digest(place: Place, file: str) -> None:
-    """It ends in the same digest under faults, and with 1 or 3 workers, and learns the digits."""
-    report = place.cli("chaos", file, *FAULTS, "--json", timeout_s=250).expect(0).json
+def check_same_digest(place: Place, file: str, *more: str) -> None:
+    """It ends in the same digest under faults, with 1 or 3 workers too, and learns the digits."""
+    report = place.cli("chaos", file, *FAULTS, *more, "--json", timeout_s=250).expect(0).json
     assert report["holds"] is True
     assert sum(report["delivered"].values()) == 4
     assert report["state_digests"]["undisturbed"] == report["state_digests"]["disturbed"]
