@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from storage import families
 from storage.address import find
 from storage.errors import ConfigurationError, CorruptCheckpoint, ObjectMissing
 from storage.layout import check_name
@@ -44,7 +45,7 @@ def save_files(url: str, kind: str, files: Mapping[str, Content], *, keep: int =
     """
     check_keys(files)
     retention = Retention(keep=keep)
-    begun = begin(url, kind)
+    begun = begin(url, kind, at_least=families.next_step(url))
     with ThreadPoolExecutor(_IN_FLIGHT, "holdfast-file") as pool:
         infos = dict(zip(files, pool.map(lambda key: _write(begun, key, files[key]), files), strict=True))
     finish(begun, (), (), files=infos)
