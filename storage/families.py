@@ -79,7 +79,7 @@ def newest(directory: str, kinds: Collection[str], *, verify: bool = True) -> st
     before.
     """
     for family in reversed(listing(directory)):
-        if (address := _good(family, kinds, verify=verify)) is not None:
+        if (address := good(family, kinds, verify=verify)) is not None:
             return address
     return None
 
@@ -138,8 +138,8 @@ def _highest_step(store: Store, name: str) -> int | None:
     return max((each[0] for each in named if each is not None), default=None)
 
 
-def _good(family: Family, kinds: Collection[str], *, verify: bool) -> str | None:
-    """The address of the newest good generation of a family."""
+def good(family: Family, kinds: Collection[str], *, verify: bool = True) -> str | None:
+    """The address of the newest good generation of a family of these kinds; see `newest`."""
     try:
         run = RunDirectory(open_store(family.url))
         if (run.identity() or {}).get("kind") not in kinds:

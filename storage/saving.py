@@ -43,11 +43,12 @@ class Save:
         return f"{self.run.store.url}/{self.directory}"
 
 
-def begin(url: str, kind: str, step: int | None = None, *, at_least: int = 0) -> Save:
+def begin(url: str, kind: str, step: int | None = None, *, at_least: int = 0, replaces: bool = False) -> Save:
     """Claim the next place in the directory at `url`, of which run.json tells the `kind`.
 
     `step` is by default one more than the latest's, and no lower than `at_least`. Raises ConfigurationError
-    where something of another kind is, CheckpointError where only damaged checkpoints are left.
+    where something of another kind is, CheckpointError where only damaged checkpoints are left; with
+    `replaces`, what is saved takes the place of these.
     """
     check_run_url(url)
     step = None if step is None else checked_step(step)
@@ -58,7 +59,7 @@ def begin(url: str, kind: str, step: int | None = None, *, at_least: int = 0) ->
     if run.identity() is None:
         run.create_identity({"kind": kind})
     check_kind(run, kind)
-    step, base = _next_step(run, step, at_least)
+    step, base = _next_step(run, step, at_least, replaces=replaces)
     run.record_base(attempt, base, only_stored=True)
     return Save(run, attempt, step, base, directory_name(step, attempt.number, attempt.nonce))
 
@@ -132,13 +133,15 @@ _KINDS = {
 """What run.json calls what is in a directory that is no training run's."""
 
 
-def _next_step(run: RunDirectory, step: int | None, at_least: int) -> tuple[int, Base | None]:
+def _next_step(
+    run: RunDirectory, step: int | None, at_least: int, *, replaces: bool
+) -> tuple[int, Base | None]:
     """The step to save as, and what it comes after. Raises CheckpointError rather than begin anew where only
-    damaged checkpoints are left.
+    damaged checkpoints are left, unless what is saved `replaces` them.
     """
     latest = run.latest()
     if latest is None:
-        if damaged := run.unusable():
+        if not replaces and (damaged := run.unusable()):
             found = "; ".join(f"{e.directory} ({e.reason})" for e in damaged[-5:])
             raise CheckpointError(
                 f"no checkpoint of {run.store.url} can be used: {found}: save somewhere else, or delete them"
