@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from storage import families
 from storage.address import find
 from storage.errors import ConfigurationError, CorruptCheckpoint, ObjectMissing
 from storage.layout import check_name
@@ -40,11 +41,12 @@ def save_files(url: str, kind: str, files: Mapping[str, Content], *, keep: int =
 
     `kind` is what run.json says of the directory; another kind is refused. The newest `keep` generations
     stay. Raises ConfigurationError, also for keys that cannot be there together, StorageError,
-    CheckpointError (only damaged ones are left) and Superseded (another has saved meanwhile).
+    CheckpointError (what says which generation counts is damaged) and Superseded (another has saved
+    meanwhile).
     """
     check_keys(files)
     retention = Retention(keep=keep)
-    begun = begin(url, kind)
+    begun = begin(url, kind, at_least=families.next_step(url), replaces=True)
     with ThreadPoolExecutor(_IN_FLIGHT, "holdfast-file") as pool:
         infos = dict(zip(files, pool.map(lambda key: _write(begun, key, files[key]), files), strict=True))
     finish(begun, (), (), files=infos)

@@ -374,6 +374,11 @@ class RunDirectory:
             self._forget_stale_records()
         return found
 
+    def delete_checkpoints(self) -> None:
+        """Delete all checkpoints, the newest last: whoever is interrupted leaves those that would be read."""
+        for directory in self._directories():
+            self._delete(directory)
+
     # What is on record about checkpoints
 
     def quarantine(self, directory: str, reason: str) -> None:

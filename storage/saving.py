@@ -43,22 +43,23 @@ class Save:
         return f"{self.run.store.url}/{self.directory}"
 
 
-def begin(url: str, kind: str, step: int | None = None) -> Save:
+def begin(url: str, kind: str, step: int | None = None, *, at_least: int = 0, replaces: bool = False) -> Save:
     """Claim the next place in the directory at `url`, of which run.json tells the `kind`.
 
-    `step` is by default one more than the latest's, else 0. Raises ConfigurationError where something of
-    another kind is, CheckpointError where only damaged checkpoints are left.
+    `step` is by default one more than the latest's, and no lower than `at_least`. Raises ConfigurationError
+    where something of another kind is, CheckpointError where only damaged checkpoints are left; with
+    `replaces`, what is saved takes the place of these.
     """
     check_run_url(url)
     step = None if step is None else checked_step(step)
     run = RunDirectory(open_store(url))
-    _check_kind(run, kind)  # before the claim, which would end a training run
+    check_kind(run, kind)  # before the claim, which would end a training run
     attempt = run.claim_attempt()
     # After the claim: where two can create run.json, whoever claims later finds that of an earlier save.
     if run.identity() is None:
         run.create_identity({"kind": kind})
-    _check_kind(run, kind)
-    step, base = _next_step(run, step)
+    check_kind(run, kind)
+    step, base = _next_step(run, step, at_least, replaces=replaces)
     run.record_base(attempt, base, only_stored=True)
     return Save(run, attempt, step, base, directory_name(step, attempt.number, attempt.nonce))
 
@@ -114,7 +115,8 @@ def checked_step(step: object) -> int:
     return number
 
 
-def _check_kind(run: RunDirectory, kind: str) -> None:
+def check_kind(run: RunDirectory, kind: str) -> None:
+    """Raise ConfigurationError where the directory is one of something else."""
     identity = run.identity()
     found = kind if identity is None else identity.get("kind", "a training run")
     if found != kind:
@@ -122,23 +124,30 @@ def _check_kind(run: RunDirectory, kind: str) -> None:
         raise ConfigurationError(f"{run.store.url} is the directory of {what}: save somewhere else")
 
 
-_KINDS = {"arrays": "saved arrays", "model": "a saved model", "weights": "saved weights"}
+_KINDS = {
+    "arrays": "saved arrays",
+    "model": "a saved model",
+    "weights": "saved weights",
+    "checkpoint": "a checkpoint",
+}
 """What run.json calls what is in a directory that is no training run's."""
 
 
-def _next_step(run: RunDirectory, step: int | None) -> tuple[int, Base | None]:
+def _next_step(
+    run: RunDirectory, step: int | None, at_least: int, *, replaces: bool
+) -> tuple[int, Base | None]:
     """The step to save as, and what it comes after. Raises CheckpointError rather than begin anew where only
-    damaged checkpoints are left.
+    damaged checkpoints are left, unless what is saved `replaces` them.
     """
     latest = run.latest()
     if latest is None:
-        if damaged := run.unusable():
+        if not replaces and (damaged := run.unusable()):
             found = "; ".join(f"{e.directory} ({e.reason})" for e in damaged[-5:])
             raise CheckpointError(
                 f"no checkpoint of {run.store.url} can be used: {found}: save somewhere else, or delete them"
             )
-        return (0 if step is None else step), None
-    step = checked_step(latest.step + 1) if step is None else step
+        return (at_least if step is None else step), None
+    step = checked_step(max(latest.step + 1, at_least)) if step is None else step
     if step <= latest.step:
         raise ConfigurationError(
             f"{run.store.url}: step {step} is not after the latest checkpoint, which is at step {latest.step}"

@@ -23,6 +23,7 @@ from workers.nn import (
     regularizers,
     saved_model,
     saving,
+    train,
     utils,
 )
 from workers.nn.gradients import GradientTape
@@ -168,5 +169,6 @@ __all__ = [
     "regularizers",
     "saved_model",
     "saving",
+    "train",
     "utils",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,15 @@ def traced_graph() -> Builder | None:
     return _scope.builder
 
 
+_living: weakref.WeakValueDictionary[int, Variable] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def all_variables() -> list[Variable]:
+    """The variables that are in use anywhere in this process, in the order in which they were made."""
+    return [variable for _, variable in sorted(_living.items())]
+
+
 class Variable(_Arithmetic):
     """An array with a name that operations read, optimizers update and checkpoints hold.
 
@@ -88,6 +99,7 @@ class Variable(_Arithmetic):
         self.regularizer = regularizer
         self.constraint = constraint
         self.learning_rate_multiplier = 1.0
+        _living[next(_numbers)] = self
 
     @property
     def initializer(self) -> Initializer | None:
@@ -127,6 +139,10 @@ class Variable(_Arithmetic):
         if _scope.builder is not None:
             _scope.builder.assign(self, value)
             return
+        self.restore(value)
+
+    def restore(self, value: Any) -> None:
+        """In place. Give it a value of the same shape at once, also while a model is traced."""
         array = np.asarray(value)
         if array.shape != self.spec.shape:
             raise ConfigurationError(

@@ -18,6 +18,7 @@ import numpy as np
 
 from storage.errors import ConfigurationError
 from workers.nn import activations, initializers, regularizers
+from workers.nn.awaited import Awaited
 from workers.nn.lookup import snake_case
 from workers.nn.tensor import FLOATX, Dims, KerasTensor, Spec, Symbol, Tensor, leaves, map_structure
 from workers.nn.variables import Variable
@@ -59,11 +60,12 @@ def _building(build: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
             self._built_with = input_shape
             build(self, input_shape)
             self.built = True
+            self.tell_more()
 
     return build_once
 
 
-class Layer:
+class Layer(Awaited):
     """Base of all layers. A subclass gives `call`, and makes its variables in `__init__` or `build`.
 
         class Scale(nn.Layer): def build(self, input_shape): self.scale =

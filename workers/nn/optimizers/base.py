@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.errors import ConfigurationError
+from workers.nn.awaited import Awaited
 from workers.nn.lookup import check
 from workers.nn.optimizers.flat import DEFAULT, FlatOptimizer, Rule
 from workers.nn.optimizers.schedules import LearningRateSchedule
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from workers.nn.optimizers.flat import LearningRate, Slot
 
 
-class Optimizer(FlatOptimizer):
+class Optimizer(Awaited, FlatOptimizer):
     """Base of the optimizers. Source: Keras 3 `keras.optimizers` (names, defaults, order of operations).
 
     Training of a model goes by `update` on flat buffers, and leaves the state here alone. By hand it goes
@@ -112,6 +113,7 @@ class Optimizer(FlatOptimizer):
             for slot in group
         }
         self.built = True
+        self.tell_more()
 
     @property
     def targets(self) -> list[Variable]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from storage.errors import ConfigurationError
 from storage.store import check_url, open_store
 from storage.strict_json import parse
-from workers.nn.saving import native, objects, signatures
+from workers.nn.saving import documents, native, objects, signatures
 from workers.nn.saving.signatures import Signature
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def load_weights(
 def model_from_json(json_string: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
     """A new model of the architecture that `Model.to_json`, or Keras's, wrote."""
     try:
-        config = parse(json_string.encode(), max_depth=native.MAX_DEPTH)
+        config = parse(json_string.encode(), max_depth=documents.MAX_DEPTH)
     except ValueError as exc:
         raise ConfigurationError(f"model_from_json: {exc}") from exc
     return objects.deserialize(config, custom_objects)

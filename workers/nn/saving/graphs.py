@@ -123,6 +123,17 @@ def run(graph: Graph, inputs: Sequence[Any], *, training: bool = False) -> list[
     return [values[place] for place in graph.outputs]
 
 
+def as_inputs(graph: Graph, given: Sequence[Any], what: str) -> list[Any]:
+    """Tensors in the dtypes of a graph's inputs. ConfigurationError for another number or other shapes."""
+    check(len(given) == len(graph.inputs), f"{what} has {len(graph.inputs)} inputs, and got {len(given)}")
+    for tensor, spec in zip(given, graph.inputs, strict=True):
+        _check_fits(tensor.spec, spec, what)
+    return [
+        tensor if tensor.spec.dtype == spec.dtype else apply("cast", tensor, dtype=spec.dtype)
+        for tensor, spec in zip(given, graph.inputs, strict=True)
+    ]
+
+
 class Revived(Model):
     """A model that was loaded without its classes: it calls, trains and is saved again, by its graphs.
 
@@ -158,17 +169,7 @@ class Revived(Model):
         """What the saved model gave; one that was frozen since computes as without training."""
         training = training and self.trainable
         graph = self.graphs.train if training else self.graphs.evaluate
-        given = leaves(inputs)
-        check(
-            len(given) == len(graph.inputs), f"the model has {len(graph.inputs)} inputs, and got {len(given)}"
-        )
-        for tensor, spec in zip(given, graph.inputs, strict=True):
-            _check_fits(tensor.spec, spec)
-        cast = [
-            tensor if tensor.spec.dtype == spec.dtype else apply("cast", tensor, dtype=spec.dtype)
-            for tensor, spec in zip(given, graph.inputs, strict=True)
-        ]
-        found = run(graph, cast, training=training)
+        found = run(graph, as_inputs(graph, leaves(inputs), "the model"), training=training)
         added = current_call()
         if added is not None:
             added.losses += [found[place] for place in leaves(graph.structure["losses"])]
@@ -180,9 +181,9 @@ class Revived(Model):
         return outputs
 
 
-def _check_fits(found: Spec, wanted: Spec) -> None:
+def _check_fits(found: Spec, wanted: Spec, what: str) -> None:
     fits = len(found.shape) == len(wanted.shape) and all(
         a == b or a is None or b is None for a, b in zip(found.shape, wanted.shape, strict=True)
     )
     if not fits:
-        raise ConfigurationError(f"the model's input is {wanted.shape}, and {found.shape} was given")
+        raise ConfigurationError(f"{what}'s input is {wanted.shape}, and {found.shape} was given")

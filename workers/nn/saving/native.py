@@ -7,7 +7,6 @@ A generation is a Zarr group: `variables/` and `optimizer/` hold one array for e
 
 from __future__ import annotations
 
-import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,12 @@ from storage import zarr_arrays
 from storage.bundle import Bundle, kind_of, open_files, save_files
 from storage.errors import ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
 from storage.naming import check_rename, choose, listed, renamed
-from storage.strict_json import fields, parse, spelled, unspelled
+from storage.strict_json import fields
 from workers.nn.layers.base import Layer
 from workers.nn.lookup import CannotBeMade, Unknown, check, serialize
 from workers.nn.ops.attributes import DTYPES
 from workers.nn.registration import custom_object_scope
-from workers.nn.saving import objects, signatures, state
+from workers.nn.saving import documents, objects, signatures, state
 from workers.nn.saving.graphs import Graphs, Revived
 from workers.nn.saving.signatures import Signature
 from workers.nn.variables import Variable
@@ -50,9 +49,6 @@ _VARIABLE_FIELDS: dict[str, type | tuple[type, ...]] = {
     "dtype": str,
     "trainable": bool,
 }
-_MAX_NBYTES = 64 << 20
-MAX_DEPTH = 128
-_MAX_VALUES = 1 << 22
 
 
 def recognises(path: str) -> bool:
@@ -88,11 +84,11 @@ def save_model(
             for path, v in model.named_variables().items()
         ],
     }
-    files = {"model.json": _written(document), **(assets or {})}
+    files = {"model.json": documents.written(document), **(assets or {})}
     arrays = {name: variable.numpy() for name, variable in variables.items()}
     if save_traces:
         graphs, constants = _graphs(model, signatures)
-        files["graph.json"] = _written(graphs)
+        files["graph.json"] = documents.written(graphs)
         arrays |= {f"{_CONSTANTS}/{name}": array for name, array in constants.items()}
     save_files(path, MODEL, zarr_arrays.encode(arrays) | files)
 
@@ -131,7 +127,7 @@ def save_weights(model: Model, path: str) -> None:
         "optimizer": None if optimizer is None else type(optimizer).__name__,
         "seed": model.seed,
     }
-    save_files(path, WEIGHTS, zarr_arrays.encode(arrays) | {"weights.json": _written(document)})
+    save_files(path, WEIGHTS, zarr_arrays.encode(arrays) | {"weights.json": documents.written(document)})
 
 
 def load_weights(
@@ -150,7 +146,7 @@ def load_weights(
     """
     bundle = open_files(path)
     whole = kind_of(path) == MODEL
-    document = _read(bundle, "model.json" if whole else "weights.json")
+    document = documents.read(bundle, "model.json" if whole else "weights.json")
     check(
         document.get("format") == (_MODEL_FORMAT if whole else _WEIGHTS_FORMAT), f"{bundle.url}: no weights"
     )
@@ -241,17 +237,12 @@ def _serve(model: Model) -> Any:
     return lambda inputs: model(inputs, training=False)
 
 
-def _written(document: Mapping[str, Any]) -> bytes:
-    # In the order of the dicts, which is that of a model's outputs and metrics too.
-    return json.dumps(spelled(document), separators=(",", ":"), allow_nan=False).encode()
-
-
 # -- what is read -------------------------------------------------------------------------------------------
 
 
 def _open_model(path: str) -> tuple[Bundle, dict[str, Any]]:
     bundle = open_files(path)
-    document = _read(bundle, "model.json")
+    document = documents.read(bundle, "model.json")
     try:
         fields(document, "the model", _MODEL_FIELDS)
         for i, entry in enumerate(document["variables"]):
@@ -261,17 +252,6 @@ def _open_model(path: str) -> tuple[Bundle, dict[str, Any]]:
     except ValueError as exc:
         raise CorruptCheckpoint(f"{bundle.url}/model.json: {exc}") from exc
     return bundle, document
-
-
-def _read(bundle: Bundle, key: str) -> dict[str, Any]:
-    try:
-        text = bundle.read(key, _MAX_NBYTES)
-        found = unspelled(parse(text, max_depth=MAX_DEPTH, max_values=_MAX_VALUES))
-    except ValueError as exc:
-        raise CorruptCheckpoint(f"{bundle.url}/{key}: {exc}") from exc
-    if not isinstance(found, dict):
-        raise CorruptCheckpoint(f"{bundle.url}/{key} is no JSON object")
-    return found
 
 
 def _made(bundle: Bundle, document: Mapping[str, Any], custom_objects: Mapping[str, Any] | None) -> Model:
@@ -322,7 +302,7 @@ def _variables(document: Mapping[str, Any]) -> dict[str, Variable]:
 
 def _read_graphs(bundle: Bundle, variables: Mapping[str, Variable]) -> tuple[Graphs, list[Signature]]:
     check("graph.json" in bundle, f"{bundle.url} holds no graph: the model was saved with save_traces=False")
-    document = _read(bundle, "graph.json")
+    document = documents.read(bundle, "graph.json")
     constants = zarr_arrays.StoredArrays(bundle, _CONSTANTS)
     try:
         check(document.get("format") == _GRAPH_FORMAT, f"the format is not {_GRAPH_FORMAT}")

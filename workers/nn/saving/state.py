@@ -83,7 +83,7 @@ def planned(
     out), where no name fits, and where names fit only below another layer.
     """
     shared = [name for name in variables if name in arrays]
-    bad = {name: fault for name in shared if (fault := _mismatch(variables[name], arrays[name]))}
+    bad = {name: fault for name in shared if (fault := mismatch(variables[name], arrays[name]))}
     fitting = [name for name in shared if name not in bad]
     missing = [name for name in variables if name not in arrays or name in bad]
     unused = [name for name in arrays if name not in variables or name in bad]
@@ -113,7 +113,7 @@ def assign_in_order(
         f"{listed([variable.path for variable in variables])}",
     )
     for i, (variable, value) in enumerate(zip(variables, values, strict=True)):
-        if fault := _mismatch(variable, value):
+        if fault := mismatch(variable, value):
             given = f" ({names[i]})" if names is not None else ""
             raise ConfigurationError(f"{where}: {variable.path}{given} {fault}")
     for variable, value in zip(variables, values, strict=True):
@@ -134,22 +134,30 @@ class Status:
         self.restored = tuple(restored)
         self.missing = tuple(missing)
         self.unused = tuple(unused)
+        self.awaited: frozenset[str] = frozenset()
+        """Those of `unused` that belong to what is not built yet: no reason for a warning."""
         self._is_silent = False
+
+    def refresh(self) -> None:
+        """In place. Take notice of what was restored since, where that goes on."""
 
     def assert_consumed(self) -> Status:
         """Raise AssertionError unless each value of the file has its variable, and each variable a value."""
+        self.refresh()
         if self.unused:
             raise AssertionError(f"{self.where}: values without a variable: {listed(self.unused)}")
         return self.assert_existing_objects_matched()
 
     def assert_existing_objects_matched(self) -> Status:
         """Raise AssertionError unless every variable of the model got a value."""
+        self.refresh()
         if self.missing:
             raise AssertionError(f"{self.where}: variables without a value: {listed(self.missing)}")
         return self
 
     def assert_nontrivial_match(self) -> Status:
         """Raise AssertionError unless at least one variable got a value."""
+        self.refresh()
         if not self.restored:
             raise AssertionError(f"{self.where}: no variable got a value")
         return self
@@ -160,16 +168,20 @@ class Status:
         return self
 
     def __del__(self) -> None:
-        if self.__dict__.get("_is_silent", True) or not self.unused or sys.is_finalizing():
+        if self.__dict__.get("_is_silent", True) or sys.is_finalizing():
+            return
+        self.refresh()
+        left = [name for name in self.unused if name not in self.awaited]
+        if not left:
             return
         warnings.warn(
-            f"{self.where}: {len(self.unused)} values were not restored, as the model has no such variables: "
-            f"{listed(self.unused)}; call expect_partial() on what the load returned if that is meant",
+            f"{self.where}: {len(left)} values were not restored, as the model has no such variables: "
+            f"{listed(left)}; call expect_partial() on what the load returned if that is meant",
             stacklevel=2,
         )
 
 
-def _mismatch(variable: Variable, array: Any) -> str:
+def mismatch(variable: Variable, array: Any) -> str:
     """Why an array cannot be a variable's value, in words; "" if it can."""
     shape, dtype = tuple(array.shape), np.dtype(array.dtype)
     if shape != variable.spec.dims:
