@@ -13,7 +13,7 @@ from storage.formats import hdf5
 from storage.store import open_store
 from storage.strict_json import parse
 from workers.nn.saving import weights_h5
-from workers.nn.saving.native import MAX_DEPTH
+from workers.nn.saving.documents import MAX_DEPTH
 from workers.nn.saving.objects import deserialize, serialize
 
 if TYPE_CHECKING:

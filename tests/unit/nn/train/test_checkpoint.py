@@ -181,7 +181,9 @@ def test_a_compiled_model_brings_its_optimizer_and_fit_goes_on_to_the_bit(tmp_pa
     status = nn.train.Checkpoint(model=again, optimizer=again.optimizer).read(path)
     again.fit(x, y, batch_size=8, epochs=2, verbose=0, seed=5)
     status.assert_consumed()
-    assert all(np.array_equal(a, b) for a, b in zip(values(again.weights), values(whole.weights), strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(values(again.weights), values(whole.weights), strict=True)
+    )
 
 
 def test_row_18_asserts_tell_what_is_missing_and_unused(tmp_path: Path) -> None:
@@ -202,9 +204,13 @@ def test_row_18_asserts_tell_what_is_missing_and_unused(tmp_path: Path) -> None:
 
 
 def test_row_10_a_partial_restore_that_is_dropped_warns_once_and_lists_the_keys(tmp_path: Path) -> None:
-    path = nn.train.Checkpoint(a=nn.Variable(1.0), b=nn.Variable(2.0), c=nn.Variable(3.0)).write(tmp_path / "x")
+    path = nn.train.Checkpoint(a=nn.Variable(1.0), b=nn.Variable(2.0), c=nn.Variable(3.0)).write(
+        tmp_path / "x"
+    )
     partial = nn.train.Checkpoint(a=nn.Variable(0.0))
-    with pytest.warns(UserWarning, match=r"2 values were not restored.*: b, c; call expect_partial") as caught:
+    with pytest.warns(
+        UserWarning, match=r"2 values were not restored.*: b, c; call expect_partial"
+    ) as caught:
         partial.read(path)
         gc.collect()
     assert len(caught) == 1
