@@ -69,9 +69,9 @@ def fit(
         raise ConfigurationError(
             'the model is not compiled: call compile first, such as model.compile("adam", "mse")'
         )
-    if int(model.optimizer.iterations.numpy()):
+    if model.optimizer.steps:
         raise ConfigurationError(
-            f"the model has been trained for {int(model.optimizer.iterations.numpy())} steps, and jobs begin "
+            f"the model has been trained for {model.optimizer.steps} steps, and jobs begin "
             "at 0: train it further with model.fit, or compile it anew"
         )
     if class_weight is not None:
@@ -147,7 +147,7 @@ def _take(
     for slot, variables in optimizer.slot_variables.items():
         for target, state in zip(trained, variables, strict=True):
             state.assign(arrays[f"slots/{slot}/{target.path}"])
-    optimizer.iterations.assign(np.int64(step))
+    optimizer.steps = step
     if "learning_rate" in course["knobs"]:
         optimizer.learning_rate = unspelled(course["knobs"]["learning_rate"])
     model.stop_training = course["stopped"]

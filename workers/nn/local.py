@@ -59,7 +59,7 @@ class LocalTraining:
             return self._step(batch, seed, count)
 
     def _step(self, batch: Any, seed: int, count: int) -> Sums:
-        step = int(self._optimizer.iterations.numpy())
+        step = self._optimizer.steps
         rows = len(leaves(batch)[0])
         bounds = microbatches(rows, count)
         while len(self._grads) < len(bounds):
@@ -71,7 +71,7 @@ class LocalTraining:
             sums.append(self.engine.loss_and_grad(self._params, part, streams, self._grads[item]))
         total = tree_sum(sums, list(np.empty((tree_depth(len(sums)), *sums[0].shape))))
         self._update(step, self._grads[: len(bounds)], np.float32(total[0, 1]))
-        self._optimizer.iterations.assign(np.int64(step + 1))
+        self._optimizer.steps = step + 1
         return np.array(total)
 
     def evaluate(self, batch: Any) -> Sums:

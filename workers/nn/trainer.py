@@ -302,7 +302,7 @@ class Trainer:
             compiled.resolve(self.output_shape)  # type: ignore[attr-defined]  # a Model
 
     def _iterations(self) -> int:
-        return int(self._ready().optimizer.iterations.numpy())
+        return int(self._ready().optimizer.steps)
 
     def _validation(self, data: Any, batch_size: int | None, steps: int | None) -> Feed | None:
         if data is None:

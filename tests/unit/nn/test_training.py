@@ -290,6 +290,16 @@ def test_a_loss_that_is_a_sum_is_one_over_the_whole_batch_however_it_is_cut() ->
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_gradients_of_several_batches_make_one_update() -> None:
+    made = model(optimizer=nn.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    start = weights(made)
+    made.fit(X[:8], Y[:8], 8, 1, verbose=0, seed=5)
+    assert weights(made) == start
+    made.fit(X[:8], Y[:8], 8, 1, verbose=0, seed=5)
+    assert weights(made) != start
+    assert (int(made.optimizer.iterations.numpy()), made.optimizer.steps) == (1, 2)
+
+
 def test_a_scaled_loss_gives_the_same_weights() -> None:
     """The trainer scales and the optimizer unscales, as in Keras; by a power of two, which rounds nothing."""
     found = []

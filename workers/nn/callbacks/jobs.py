@@ -121,7 +121,7 @@ class JobCallbacks:
 
     def _prepare(self, question: Question) -> None:
         optimizer = self._model.optimizer
-        optimizer.iterations.assign(np.int64(question.step))
+        optimizer.steps = question.step
         rate = question.knobs.get("learning_rate", self._rate)
         if rate is not None:
             optimizer.learning_rate = rate

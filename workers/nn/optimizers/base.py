@@ -54,7 +54,7 @@ class Optimizer(Awaited, FlatOptimizer):
     @property
     def learning_rate(self) -> Any:
         """A variable that holds it; of a schedule or function, its value for the next step."""
-        return self._rate if isinstance(self._rate, Variable) else self.rate(self._steps)
+        return self._rate if isinstance(self._rate, Variable) else self.rate(self.steps)
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: LearningRate) -> None:
@@ -74,7 +74,16 @@ class Optimizer(Awaited, FlatOptimizer):
         """How often the weights were updated."""
         if self.gradient_accumulation_steps is None:
             return self._iteration
-        return Variable(np.int64(self.iteration(self._steps)), trainable=False, name="iterations")
+        return Variable(np.int64(self.iteration(self.steps)), trainable=False, name="iterations")
+
+    @property
+    def steps(self) -> int:
+        """How many batches' gradients were applied; `iterations` counts the updates, where several make one."""
+        return int(self._iteration.array)
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        self._iteration.assign(np.int64(count))
 
     def exclude_from_weight_decay(
         self, var_list: Iterable[Variable] | None = None, var_names: Iterable[str] | None = None
@@ -158,13 +167,13 @@ class Optimizer(Awaited, FlatOptimizer):
         if missing:
             paths = ", ".join(variable.path for variable in missing)
             warnings.warn(f"no gradients for {paths}", stacklevel=2)
-        step = self._steps
+        step = self.steps
         sums = self._sums(step, pairs) if self.measures else None
         for variable, grad in pairs:
             self._apply_one(step, variable, grad, sums)
         for variable in missing:
             self._apply_one(step, variable, None, None)
-        self._iteration.assign(np.int64(step + 1))
+        self.steps = step + 1
 
     def averages(self, variables: Iterable[Variable]) -> list[Array]:
         """The moving averages of these variables; ConfigurationError if there are none."""
@@ -179,10 +188,6 @@ class Optimizer(Awaited, FlatOptimizer):
                 variable.assign(average)
 
     # -- parts --------------------------------------------------------------------------------------------
-
-    @property
-    def _steps(self) -> int:
-        return int(self._iteration.array)
 
     def _slot_variable(self, slot: Slot, target: Variable) -> Variable:
         values = np.full(target.spec.dims, slot.initial, np.float32)
