@@ -128,7 +128,6 @@ def _take(
 
     When training is over, those are the weights of the best epoch, if a callback has had them kept.
     """
-    import numpy as np
 
     import storage
     from storage.strict_json import unspelled

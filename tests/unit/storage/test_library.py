@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -55,6 +55,7 @@ def test_what_is_saved_is_loaded_with_names_shapes_and_dtypes(tmp_path):
     assert storage.load(f"{url}#3", ["dense/*"]).keys() == {"dense/kernel", "dense/bias"}
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z]{1,5}(/[a-z]{1,5})?", fullmatch=True),

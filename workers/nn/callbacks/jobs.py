@@ -7,7 +7,6 @@ import json
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import cloudpickle
-import numpy as np
 
 from storage.errors import ConfigurationError, UserCodeError
 from workers.course import Answer

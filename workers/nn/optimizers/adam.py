@@ -178,7 +178,7 @@ class Nadam(_Moments):
         """The state as Keras stores it. The product of all momenta so far, which is last, is a copy."""
         found = super().variables
         if self.built:
-            product = _momenta(self.beta_1, self.iteration(self._steps))
+            product = _momenta(self.beta_1, self.iteration(self.steps))
             found.append(Variable(np.float32(product), trainable=False, name="u_product"))
         return found
 

@@ -78,7 +78,7 @@ class Optimizer(Awaited, FlatOptimizer):
 
     @property
     def steps(self) -> int:
-        """How many batches' gradients were applied; `iterations` counts the updates, where several make one."""
+        """How many batches' gradients were applied; `iterations` counts updates, of which each may take several."""
         return int(self._iteration.array)
 
     @steps.setter

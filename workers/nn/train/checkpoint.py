@@ -30,7 +30,8 @@ class Checkpoint(Awaited, Parent):
 
     An object with `get_state` and `set_state` (JSON values), such as a callback, is saved with its state.
     What is given later as an attribute belongs to it too. With `root`, what that holds stands beside the
-    keywords. `workers.nn.train.structure` says what names variables have. Source: TensorFlow's `tf.train.Checkpoint`.
+    keywords. `workers.nn.train.structure` says what names variables have. Source: TensorFlow's
+    `tf.train.Checkpoint`.
     """
 
     def __init__(self, root: Any = None, **structure: Any) -> None:

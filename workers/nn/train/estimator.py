@@ -1,8 +1,9 @@
 """`Estimator`: training that keeps its checkpoints in a directory, and goes on from there.
 
 A small facade over `CheckpointManager`, for those who come from TensorFlow 1. There a `model_fn` makes a
-graph once and a session runs it for each batch; here it is called once, too, and what was an operation of the
-graph is a function of a batch: `train_op(features, labels)`, `loss(features, labels)`, `predictions(features)`.
+graph once and a session runs it for each batch; here it is called once, too, and what was an operation of
+the graph is a function of a batch: `train_op(features, labels)`, `loss(features, labels)`,
+`predictions(features)`.
 """
 
 from __future__ import annotations

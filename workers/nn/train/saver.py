@@ -45,8 +45,8 @@ class Saver:
         saver.restore("model_iter-7")
 
     `var_list` is a list of variables, a dict of them by the names they are to have, or a layer; without it,
-    all variables in use are saved. With `graph`, a function of tensors or `(function, *inputs)` with `nn.Input`s
-    or examples, what it computes is stored beside them, for `import_graph`.
+    all variables in use are saved. With `graph`, a function of tensors or `(function, *inputs)` with
+    `nn.Input`s or examples, what it computes is stored beside them, for `import_graph`.
     """
 
     def __init__(

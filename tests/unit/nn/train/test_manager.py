@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -160,7 +161,7 @@ def test_the_newest_are_always_kept_and_those_for_good_are_apart(times: list[flo
     listed, preserved = saves(Rule(count, 10.0), times)
     assert listed == [f"ckpt-{n + 1}" for n in range(len(times))][-count:]
     at = [0.0, *(times[int(name.removeprefix("ckpt-")) - 1] for name in preserved)]
-    assert all(b - 36000 >= a for a, b in zip(at, at[1:], strict=False))
+    assert all(b - 36000 >= a for a, b in itertools.pairwise(at))
 
 
 def test_rules_that_cannot_be_followed_are_refused() -> None:

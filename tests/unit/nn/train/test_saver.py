@@ -77,7 +77,7 @@ def test_a_variable_that_was_not_saved_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleCheckpoint, match="holds no v_est"):
         nn.train.Saver([h, v]).restore(tmp_path / "h")
     assert float(h) == 9.0
-    with pytest.raises(ConfigurationError, match="1.0 is no variable"):
+    with pytest.raises(ConfigurationError, match=r"1.0 is no variable"):
         nn.train.Saver([1.0]).save(tmp_path / "x")  # type: ignore[list-item]  # a mistake
 
 
