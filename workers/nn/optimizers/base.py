@@ -78,7 +78,7 @@ class Optimizer(Awaited, FlatOptimizer):
 
     @property
     def steps(self) -> int:
-        """How many batches' gradients were applied; `iterations` counts updates, of which each may take several."""
+        """How many batches' gradients were applied; `iterations` counts updates, which may take several."""
         return int(self._iteration.array)
 
     @steps.setter
