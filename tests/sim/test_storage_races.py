@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from storage import catalog, library, run_directory
+from storage import catalog, library, run_directory, saving
 from storage.checkpoint import commit, directory_name, write_part
 from storage.errors import CheckpointError, ConfigurationError, StorageError, Superseded
 from storage.layout import Layout, StateArray
@@ -273,7 +273,7 @@ def test_every_interleaving_up_to_a_bound(count: int, preemptions: int, exclusiv
 def test_every_interleaving_of_savers(
     count: int, preemptions: int, exclusive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "open_store", lambda url: HERE.store)
+    monkeypatch.setattr(saving, "open_store", lambda url: HERE.store)
     played_out = 0
     for world, trace in interleavings(count, exclusive, preemptions, save):
         check(world, trace, "data/float32")
