@@ -36,8 +36,9 @@ def entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(data) < FOOTER_NBYTES or int.from_bytes(data[-8:], "little") != MAGIC:
         raise ValueError("it does not end as a sorted string table does")
     footer = data[-FOOTER_NBYTES:]
-    _, place = _handle(footer, 0)  # of a block of statistics, which nobody needs
+    statistics, place = _handle(footer, 0)
     index, _ = _handle(footer, place)
+    list(_block(data, statistics))  # which nobody needs, but damage there is damage too
     for _, value in _block(data, index):
         yield from _block(data, _handle(value, 0)[0])
 
