@@ -42,6 +42,10 @@ class StoredFile:
         """Its bytes, or those of [start, stop) as far as they go."""
         return self.store.read(self.key, start, stop)
 
+    def write(self, data: bytes) -> None:
+        """Make it of these bytes, whole or not at all."""
+        self.store.write(self.key, (data,))
+
 
 def file_at(url: str) -> StoredFile:
     """The file of this URL or path, which need not be there.
@@ -63,6 +67,15 @@ def file_at(url: str) -> StoredFile:
     return StoredFile(open_store(head or "/"), name)
 
 
+def is_file(url: str) -> bool:
+    """Whether there is a file at a URL or path."""
+    try:
+        file_at(url).info()
+    except (ObjectMissing, ConfigurationError):
+        return False
+    return True
+
+
 def files_below(url: str, suffixes: Sequence[str]) -> dict[StoredFile, int]:
     """The files below a directory whose names end so, in whatever case, sorted by key, with sizes in bytes.
 
@@ -79,17 +92,14 @@ def files_at(url: str, suffixes: Sequence[str]) -> list[StoredFile]:
     Raises ConfigurationError if there is neither.
     """
     check_url(url)
-    try:
-        file = file_at(url)
-        file.info()
-    except (ObjectMissing, ConfigurationError):
-        found = [*files_below(url, suffixes)]
-        if not found:
-            raise ConfigurationError(
-                f"{url}: there is no such file, and no directory with files {', '.join(suffixes)}"
-            ) from None
-        return found
-    return [file]
+    if is_file(url):
+        return [file_at(url)]
+    found = [*files_below(url, suffixes)]
+    if not found:
+        raise ConfigurationError(
+            f"{url}: there is no such file, and no directory with files {', '.join(suffixes)}"
+        )
+    return found
 
 
 class RangeReader(io.RawIOBase):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing
-from storage.store import open_store
+from storage.files import file_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -53,9 +53,8 @@ class Dataset:
 
 def recognises(path: str) -> bool:
     """Whether there is an HDF5 file at a path or URL."""
-    place, _, name = path.rpartition("/")
     try:
-        return open_store(place or ".").read(name, 0, len(SIGNATURE)) == SIGNATURE
+        return file_at(path).read(0, len(SIGNATURE)) == SIGNATURE
     except (ObjectMissing, ConfigurationError):
         return False
 
@@ -69,7 +68,10 @@ def reading(path: str, data: bytes | None = None) -> Iterator[tuple[dict[str, Da
     """
     h5py = _h5py()
     if data is None and "://" in path:
-        data = _content(path)
+        try:
+            data = file_at(path).read()
+        except ObjectMissing as exc:
+            raise CheckpointError(f"there is no file {path}") from exc
     try:
         file = h5py.File(path if data is None else io.BytesIO(data), "r")
     except FileNotFoundError as exc:
@@ -87,8 +89,7 @@ def reading(path: str, data: bytes | None = None) -> Iterator[tuple[dict[str, Da
 
 def write(path: str, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Mapping[str, str]]) -> None:
     """Write a file of arrays by their paths, whole or not at all; `attributes` are those of groups."""
-    place, _, name = path.rpartition("/")
-    open_store(place or ".").write(name, (written(arrays, attributes),))
+    file_at(path).write(written(arrays, attributes))
 
 
 def written(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Mapping[str, str]]) -> bytes:
@@ -109,14 +110,6 @@ def _h5py() -> Any:
     except ImportError as exc:
         raise ConfigurationError("HDF5 files need h5py: pip install 'holdfast[hdf5]'") from exc
     return h5py
-
-
-def _content(path: str) -> bytes:
-    place, _, name = path.rpartition("/")
-    try:
-        return open_store(place).read(name)
-    except ObjectMissing as exc:
-        raise CheckpointError(f"there is no file {path}") from exc
 
 
 def _datasets(h5py: Any, file: Any, where: str) -> Iterator[tuple[str, Dataset]]:

@@ -16,10 +16,10 @@ import numpy as np
 from crc32c import crc32c
 
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing
+from storage.files import file_at
 from storage.formats.object_graph import ObjectGraph
 from storage.formats.protobuf import Message, messages, number, parse, signed, varint
 from storage.formats.sstable import entries, masked
-from storage.store import open_store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -210,8 +210,8 @@ def open_bundle(url: str) -> TensorBundle:
 
     Raises CheckpointError if there is none.
     """
-    place, _, prefix = url.removesuffix(".index").rpartition("/")
-    return TensorBundle(open_store(place or "."), prefix)
+    file = file_at(url.removesuffix(".index"))
+    return TensorBundle(file.store, file.key)
 
 
 def _shards(message: Message) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import ConfigurationError
+from storage.files import is_file
 from storage.store import check_url, open_store
 from storage.strict_json import parse
 from workers.nn.saving import documents, native, objects, signatures
@@ -152,14 +153,9 @@ def _url(path: str | Path) -> str:
 def _writable(path: str | Path, *, overwrite: bool) -> str:
     """The URL, after making sure that nothing is there, unless it may be replaced."""
     url = _url(path)
-    if not overwrite and (_is_file(url) or open_store(url).list()):
+    if not overwrite and (is_file(url) or open_store(url).list()):
         raise ConfigurationError(f"{url} is there already: give another place, or overwrite=True")
     return url
-
-
-def _is_file(url: str) -> bool:
-    head, _, name = url.rstrip("/").rpartition("/")
-    return name in open_store(head or ".").list() if "://" in url else os.path.isfile(url)
 
 
 def _for_saving(url: str, save_format: str | None, *, models: bool) -> Format | None:

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing
+from storage.files import RangeReader, file_at
 from storage.formats import hdf5
-from storage.store import open_store
 from storage.strict_json import parse
 from workers.nn.saving import weights_h5
 from workers.nn.saving.documents import MAX_DEPTH
@@ -28,17 +28,20 @@ KERAS_VERSION = "3.15.1"
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 MAX_CONFIG_NBYTES = 64 << 20
 _SIGNATURE = b"PK\x03\x04"
+_DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError)
+"""What zipfile makes of a file that is damaged, or that it does not know."""
 
 
 def recognises(path: str) -> bool:
-    """Whether there is a `.keras` file."""
-    place, _, name = path.rstrip("/").rpartition("/")
+    """Whether there is a `.keras` file, judged by the names in it alone."""
     try:
-        if open_store(place or ".").read(name, 0, 4) == _SIGNATURE:
-            return _has_config(path)
-    except (ObjectMissing, ConfigurationError):
-        pass
-    return False
+        file = file_at(path)
+        if file.read(0, len(_SIGNATURE)) != _SIGNATURE:
+            return False
+        with zipfile.ZipFile(RangeReader(file, file.info().nbytes)) as archive:
+            return CONFIG in archive.namelist()
+    except (ObjectMissing, ConfigurationError, *_DAMAGE):
+        return False
 
 
 def save_model(model: Model, path: str, *, include_optimizer: bool = True) -> None:
@@ -53,8 +56,7 @@ def save_model(model: Model, path: str, *, include_optimizer: bool = True) -> No
         archive.writestr(METADATA, json.dumps(made))
         archive.writestr(CONFIG, json.dumps(config))
         archive.writestr(WEIGHTS, weights)
-    place, _, name = path.rpartition("/")
-    open_store(place or ".").write(name, (buffer.getvalue(),))
+    file_at(path).write(buffer.getvalue())
 
 
 def save_weights(model: Model, path: str) -> None:
@@ -89,24 +91,16 @@ def _load(model: Model, path: str, entries: Mapping[str, bytes], *, skip_mismatc
         return weights_h5.restore(model, arrays, where, skip_mismatch=skip_mismatch)
 
 
-def _has_config(path: str) -> bool:
-    try:
-        return CONFIG in _entries(path)
-    except CheckpointError:
-        return False
-
-
 def _entries(path: str) -> dict[str, bytes]:
     """What is in the zip, unpacked only as far as it is as large as it says."""
-    place, _, name = path.rpartition("/")
     try:
-        data = open_store(place or ".").read(name)
+        data = file_at(path).read()
     except ObjectMissing as exc:
         raise CheckpointError(f"there is no file {path}") from exc
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _unpacked(archive, path, len(data))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as exc:
+    except _DAMAGE as exc:
         raise CorruptCheckpoint(f"{path} is no zip file, or is damaged: {exc}") from exc
 
 
