@@ -15,7 +15,7 @@ from blake3 import blake3
 from storage import families
 from storage.address import find
 from storage.errors import ConfigurationError, CorruptCheckpoint, ObjectMissing
-from storage.layout import check_name
+from storage.layout import check_name, names_above
 from storage.manifest import Manifest, ObjectInfo
 from storage.objects import read_manifest, sizes_in, unless_deleted
 from storage.reader import read_object
@@ -62,8 +62,7 @@ def check_keys(keys: Iterable[str]) -> None:
             check_name(key)
         except ValueError as exc:
             raise ConfigurationError(str(exc)) from exc
-        parts = key.split("/")
-        above = next((a for i in range(1, len(parts)) if (a := "/".join(parts[:i])) in known), None)
+        above = next((each for each in names_above(key) if each in known), None)
         if above is not None:
             raise ConfigurationError(f"{key} cannot lie below {above}, which is a file: rename one of them")
 

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.errors import ConfigurationError
+from storage.layout import names_above
 from storage.naming import choose
 from storage.store import open_store
 from storage.streaming import Stream
+from storage.zarr_format import slab_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +151,7 @@ def _write_zarr(path: Path, checkpoint: CheckpointReader, names: Sequence[str]) 
         shape, dtype = checkpoint[name].shape, _plain_dtype(checkpoint, name)
         stored = str(checkpoint.dtype(name))
         attributes: dict[str, Any] = {"dtype": stored} if dtype.name != stored else {}
-        chunk = _slab(shape, _CHUNK_NBYTES // dtype.itemsize)
+        chunk = slab_shape(shape, _CHUNK_NBYTES // dtype.itemsize)
         array = group.create_array(
             name,
             shape=shape,
@@ -168,19 +170,6 @@ def _write_zarr(path: Path, checkpoint: CheckpointReader, names: Sequence[str]) 
             at += values.size
 
 
-def _slab(shape: Sequence[int], most: int) -> tuple[int, ...]:
-    """A chunk shape of at most `most` elements, such that chunks follow each other in C order: whole axes at
-    the end, a part of one axis, single rows before it.
-    """
-    chunk = [1] * len(shape)
-    for axis in reversed(range(len(shape))):
-        chunk[axis] = max(1, min(shape[axis], most))
-        if chunk[axis] < shape[axis]:
-            break
-        most //= chunk[axis]
-    return tuple(chunk)
-
-
 def _gathered(stream: Stream, name: str, start: int, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Elements [start, start + count) of a variable in an array of their own."""
     found = np.empty(count, dtype)
@@ -193,13 +182,12 @@ def _refuse_names_below_others(names: Sequence[str]) -> None:
     """Raise ConfigurationError for names that no Zarr hierarchy can hold together."""
     there = {*names}
     for name in names:
-        parts = name.split("/")
-        above = next((p for p in ("/".join(parts[:i]) for i in range(1, len(parts))) if p in there), None)
+        above = next((each for each in names_above(name) if each in there), None)
         if above is not None:
             raise ConfigurationError(
                 f"{name} cannot lie below {above}, which is an array: choose with --names, or export to npz"
             )
-        if "zarr.json" in parts:
+        if "zarr.json" in name.split("/"):
             raise ConfigurationError(f"{name} cannot be the name of a Zarr array: export to npz")
 
 

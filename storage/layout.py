@@ -79,6 +79,11 @@ def check_key(key: str) -> None:
         raise ValueError(f"bad key {key[:80]!r}: give parts joined by '/', none of them starting with '.'")
 
 
+def names_above(name: str) -> list[str]:
+    """The names that it lies below, the outermost first: of "a/b/c" they are "a" and "a/b"."""
+    return [name[:i] for i, letter in enumerate(name) if letter == "/"]
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """One named array inside a flat buffer; `offset` counts elements."""

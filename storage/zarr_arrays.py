@@ -21,7 +21,7 @@ from storage.errors import ConfigurationError, CorruptCheckpoint
 from storage.layout import DTYPES
 from storage.naming import numpy_dtype
 from storage.strict_json import parse, printable
-from storage.zarr_format import CRC_NBYTES, DOCUMENT, group_document, has_crc
+from storage.zarr_format import CRC_NBYTES, DOCUMENT, group_document, groups_above, has_crc, slab_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,9 +43,7 @@ def encode(arrays: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
     check_keys(arrays)
     found = {DOCUMENT: group_document()}
     for name, array in arrays.items():
-        parts = name.split("/")
-        for depth in range(1, len(parts)):  # without these zarr hides what is below
-            found[f"{'/'.join(parts[:depth])}/{DOCUMENT}"] = group_document()
+        found |= groups_above(name)
         values = np.asarray(array)
         dtype = values.dtype.name
         stored = values.view(np.uint16) if dtype == "bfloat16" else values
@@ -135,16 +133,8 @@ def _open(bundle: Bundle, key: str) -> StoredArray | None:
 
 
 def chunk_shape(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """A chunk of at most 64 MiB, as far as one element allows: whole axes at the end, a part of one axis,
-    single rows before it.
-    """
-    chunk, most = [1] * len(shape), max(1, _CHUNK_NBYTES // itemsize)
-    for axis in reversed(range(len(shape))):
-        chunk[axis] = max(1, min(shape[axis], most))
-        if chunk[axis] < shape[axis]:
-            break
-        most //= chunk[axis]
-    return tuple(chunk)
+    """A chunk of at most 64 MiB, as far as one element allows."""
+    return slab_shape(shape, max(1, _CHUNK_NBYTES // itemsize))
 
 
 def _parts(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:

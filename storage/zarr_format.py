@@ -17,7 +17,7 @@ import numpy as np
 from crc32c import crc32c
 
 from storage.errors import ConfigurationError, CorruptCheckpoint
-from storage.layout import DTYPES, MAX_LENGTH, Layout, StateArray, Variable, check_name
+from storage.layout import DTYPES, MAX_LENGTH, Layout, StateArray, Variable, check_name, names_above
 from storage.strict_json import MAX_NBYTES, canonical, fields, parse, printable
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def documents(
     """
     found = {DOCUMENT: group_document()}
     for array in arrays:
-        parts = array.name.split("/")
-        for depth in range(1, len(parts)):  # without these zarr hides what is below
-            found[f"{'/'.join(parts[:depth])}/{DOCUMENT}"] = group_document()
+        found |= groups_above(array.name)
     for array in arrays:
         key = f"{array.name}/{DOCUMENT}"
         if key in found:
@@ -304,6 +302,24 @@ def _compressor(level: int) -> Callable[[memoryview | bytes], bytes]:
 
 def _zstd(level: int) -> dict[str, Any]:
     return {"name": "zstd", "configuration": {"level": level, "checksum": False}}
+
+
+def groups_above(name: str) -> dict[str, bytes]:
+    """Key and content of the documents of the groups that an array lies in: without them zarr hides it."""
+    return {f"{each}/{DOCUMENT}": group_document() for each in names_above(name)}
+
+
+def slab_shape(shape: Sequence[int], most: int) -> tuple[int, ...]:
+    """A chunk shape of at most `most` elements, such that chunks follow each other in C order: whole axes at
+    the end, a part of one axis, single rows before it.
+    """
+    chunk = [1] * len(shape)
+    for axis in reversed(range(len(shape))):
+        chunk[axis] = max(1, min(shape[axis], most))
+        if chunk[axis] < shape[axis]:
+            break
+        most //= chunk[axis]
+    return tuple(chunk)
 
 
 def group_document() -> bytes:

@@ -150,7 +150,7 @@ class TensorBundle:
             ) from exc
 
     def _numbers(self, entry: Entry) -> NDArray[Any]:
-        dtype = np.dtype(getattr(ml_dtypes, entry.dtype, entry.dtype))
+        dtype = numpy_dtype(entry.dtype)
         nbytes = prod(entry.shape) * dtype.itemsize
         if nbytes != entry.nbytes:
             raise ValueError(f"{entry.nbytes} bytes for the shape {list(entry.shape)} of {entry.dtype}")
@@ -212,6 +212,11 @@ def open_bundle(url: str) -> TensorBundle:
     """
     file = file_at(url.removesuffix(".index"))
     return TensorBundle(file.store, file.key)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The type that `get_variable_to_dtype_map` names so; that of objects for strings."""
+    return np.dtype(object if name == "string" else getattr(ml_dtypes, name, name))
 
 
 def _shards(message: Message) -> int:

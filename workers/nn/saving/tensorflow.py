@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.errors import ConfigurationError
-from storage.formats.tensor_bundle import OBJECT_GRAPH, TensorBundle, open_bundle
+from storage.formats.tensor_bundle import OBJECT_GRAPH, TensorBundle, numpy_dtype, open_bundle
 from workers.nn.model import Functional
 from workers.nn.saving.state import OPTIMIZER, WEIGHTS, Status, assign
 from workers.nn.sequential import Sequential
@@ -66,7 +66,7 @@ def load_weights(model: Model, path: str, *, root: str = "", skip_mismatch: bool
     shapes, dtypes = bundle.get_variable_to_shape_map(), bundle.get_variable_to_dtype_map()
     taken = {tensor: name for name, tensor in names.items()}
     arrays = {
-        taken.get(tensor, tensor): _Stored(bundle, tensor, tuple(shape), _dtype(dtypes[tensor]))
+        taken.get(tensor, tensor): _Stored(bundle, tensor, tuple(shape), numpy_dtype(dtypes[tensor]))
         for tensor, shape in shapes.items()
         if tensor not in _BESIDE
     }
@@ -112,11 +112,3 @@ def _of_optimizer(model: Model) -> dict[str, tuple[Variable, str]]:
     for i, variable in enumerate(state, 1):
         found[f"{OPTIMIZER}/{variable.path}"] = (variable, f"_variables/{i}")
     return found
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    if name == "string":
-        return np.dtype(object)
-    import ml_dtypes
-
-    return np.dtype(getattr(ml_dtypes, name, name))
