@@ -19,7 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from orchestrator import run_commands
-from orchestrator.ckpt import Interrupted, ckpt
+from orchestrator.ckpt import Interrupted, RunDir, ckpt
 from orchestrator.result import Result
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError
@@ -42,7 +42,6 @@ app = typer.Typer(
 app.add_typer(ckpt, name="ckpt")
 run_commands.register(app)
 
-RunDir = Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run directory: a path, or any fsspec URL.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

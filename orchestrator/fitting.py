@@ -128,7 +128,6 @@ def _take(
 
     When training is over, those are the weights of the best epoch, if a callback has had them kept.
     """
-
     import storage
     from storage.strict_json import unspelled
     from workers.nn.callbacks.base import CallbackList

@@ -73,11 +73,19 @@ def own_life() -> dict[str, Any]:
 
 def is_succeeded(beat: Mapping[str, Any]) -> bool:
     """Whether the process lives that starts another coordinator in the place of a dead one."""
-    parent = beat.get("supervisor")
-    if not isinstance(parent, dict) or parent.get("pid") == beat["pid"]:
+    parent = supervisor_of(beat)
+    if parent is None or parent.pid == beat["pid"]:
         return False
+    return lives({**beat, "pid": parent.pid, "started": parent.started}) is True
+
+
+def supervisor_of(beat: Mapping[str, Any]) -> ProcessId | None:
+    """The process that a sign of life names as the one that starts another coordinator, if it names one."""
+    parent = beat.get("supervisor")
+    if not isinstance(parent, dict):
+        return None
     pid, started = parent.get("pid"), parent.get("started")
-    return type(pid) is int and type(started) is int and lives({**beat, **parent}) is True
+    return ProcessId(pid, started) if type(pid) is int and type(started) is int else None
 
 
 def lives(beat: Mapping[str, Any]) -> bool | None:

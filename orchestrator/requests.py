@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.events import Scaled, Signalled, Status
-from orchestrator.life import lives
+from orchestrator.life import lives, supervisor_of
 from orchestrator.spec import check_workers
 from storage.errors import ConfigurationError, InfrastructureError
 from storage.manifest import Base
@@ -133,12 +133,10 @@ def _has_ended(run: RunDirectory, timeout_s: float) -> bool:
 
 def _kill(beat: Mapping[str, Any]) -> None:
     """Kill a coordinator of this machine, and before it who would start another one."""
-    parent = beat.get("supervisor")
-    for process in (parent if isinstance(parent, dict) else {}, beat):
-        pid, started = process.get("pid"), process.get("started")
-        if type(pid) is int and type(started) is int and is_alive(ProcessId(pid, started)):
+    for process in (supervisor_of(beat), ProcessId(beat["pid"], beat["started"])):
+        if process is not None and is_alive(process):
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)
 
 
 def rewind(run: RunDirectory, step: int) -> None:

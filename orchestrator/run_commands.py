@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.ckpt import AsJson, RunDir  # noqa: TC001 typer reads them
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError, RunAlive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from orchestrator.result import Result
     from storage.run_directory import RunDirectory
 
-RunDir = Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run directory: a path, or any fsspec URL.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Step = Annotated[
     int | None, typer.Option(metavar="N", help="Go on from the checkpoint of this step, not the latest.")
 ]
@@ -28,6 +27,7 @@ Workers = Annotated[
     str | None, typer.Option("--workers", metavar="N | MIN:MAX", help="Workers, instead of those before.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps to train, instead of those before.")]
+Timeout = Annotated[float, typer.Option(metavar="S", help="Seconds to wait for its end.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function.")
 ]
@@ -90,6 +90,8 @@ def _as_json(name: str, result: Result | None, error: str) -> dict[str, Any]:
 
 
 def _table(found: Sequence[tuple[str, Result | None, str]]) -> list[str]:
+    if not found:
+        return []
     rows = [("RUN", "STATUS", "STEP", "LOSS", "RESTARTS", "DEATHS")]
     for name, result, error in found:
         if result is None:
@@ -98,17 +100,15 @@ def _table(found: Sequence[tuple[str, Result | None, str]]) -> list[str]:
         loss = "" if result.loss is None else f"{result.loss:.4g}"
         counts = (str(result.restarts), str(result.worker_deaths))
         rows.append((name, result.status, str(result.step), loss, *counts))
-    widths = [max(len(row[i]) for row in rows if row[1] != "unreadable") for i in range(6)] if found else []
+    widths = [max(len(row[i]) for row in rows if row[1] != "unreadable") for i in range(6)]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-        if found
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
 
 
 def stop(
     run_dir: RunDir,
-    timeout: Annotated[float, typer.Option(metavar="S", help="Seconds to wait for its end.")] = STOP_S,
+    timeout: Timeout = STOP_S,
     as_json: AsJson = False,
 ) -> int:
     """Stop a run that is at work, with a checkpoint of the step it has come to, and wait for its end.
@@ -120,7 +120,7 @@ def stop(
 
 def kill(
     run_dir: RunDir,
-    timeout: Annotated[float, typer.Option(metavar="S", help="Seconds to wait for its end.")] = KILL_S,
+    timeout: Timeout = KILL_S,
     as_json: AsJson = False,
 ) -> int:
     """End a run at once, without a checkpoint; it can be resumed from the last one.
@@ -234,5 +234,5 @@ def _run(
     sys.argv = [sys.argv[0], *words]
     from orchestrator.cli import app
 
-    code: Callable[[], int] | int = app(words, standalone_mode=False)
-    return code if isinstance(code, int) else 0
+    code: int = app(words, standalone_mode=False)
+    return code
