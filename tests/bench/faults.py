@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from training import HERE, LIMIT_S, killer, train
 
+from orchestrator.chaos import KINDS
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
@@ -173,6 +175,25 @@ def _journal(run_dir: Path) -> list[dict[str, Any]]:
     """The entries of a run's journals, by their `t`: seconds on the same clock as the trace of steps."""
     lines = [line for path in run_dir.glob("journal/*.jsonl") for line in path.read_text().splitlines()]
     return sorted(map(json.loads, lines), key=lambda entry: entry["t"])
+
+
+def fault_kinds(place: Path, options: argparse.Namespace) -> Rows:
+    """`holdfast chaos` with one kind of fault at a time: median time to the next committed step (highest)."""
+    count = 1 if options.tiny else 10
+    rows = []
+    for kind in ("worker", "stop") if options.tiny else KINDS:
+        command = [sys.executable, "-m", "orchestrator", "chaos", str(HERE / "jobs.py"), "--json"]
+        command += ["--faults", kind, "--every", "2", "--count", str(count), "--seed", "1"]
+        command += ["--run-dir", str(place / f"kind-{kind}"), "--set", "every=300"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        found = json.loads(done.stdout)
+        times = found["recovery_ms"]
+        rows.append(
+            (KINDS[kind], f"{times['p50']:.0f} ms ({times['max']:.0f} ms), {found['steps_lost']} steps lost")
+        )
+    return rows
 
 
 def overhead(place: Path, options: argparse.Namespace) -> Rows:

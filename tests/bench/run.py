@@ -151,6 +151,7 @@ BENCHMARKS = {
     "recovery": bench_faults.recovery,
     "recovery-ray": bench_faults.recovery_on_ray,
     "node-crash": bench_faults.node_crash,
+    "fault-kinds": bench_faults.fault_kinds,
     "overhead": bench_faults.overhead,
     "goodput": bench_faults.goodput,
     "checkpoint-stall": checkpoint_stall,

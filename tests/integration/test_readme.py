@@ -189,3 +189,12 @@ def test_options_and_exit_codes_are_those_of_the_command(place: Place) -> None:
     assert told == known - {"--help"} - {"--run-dir", "--workers"}
     codes = set(re.findall(r"^\| (\d+) \|", reference, re.MULTILINE))
     assert codes == {"0", "1", "2", "3", "4", "75", "130"}
+
+
+def test_figures_of_the_comparison_are_those_that_were_measured() -> None:
+    comparison = README.partition("## Beside Ray Train")[2].partition("\n## ")[0]
+    figures = re.findall(r"\b\d+(?:\.\d+)? m?s\b", comparison)
+    assert len(figures) >= 8
+    measured = (ROOT / "tests" / "bench" / "RESULTS.md").read_text()
+    for figure in figures:
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}\b", measured), figure
