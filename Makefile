@@ -7,6 +7,7 @@
 VENV := .venv
 BENCH_VENV := .venv-bench
 PEERS_VENV := .venv-peers
+E2E_VENV := .venv-e2e
 SERVERS := .servers
 BIN := $(VENV)/bin
 DEMO := runs/demo
@@ -32,12 +33,6 @@ define install
 @echo "installing $(1) and what it needs into $(VENV)"
 @$(BIN)/python -m pip --disable-pip-version-check install --quiet --compile -c constraints.txt -e '$(1)'
 @$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib orchestrator workers storage || true
-endef
-
-# $(1) is a folder of tests that a later version fills.
-define if_there
-@ls tests/$(1)/test_*.py >/dev/null 2>&1 || { echo "there are no tests in tests/$(1) yet: nothing was run" >&2; exit 1; }
-$(BIN)/python tests/record.py $(1)
 endef
 
 .DEFAULT_GOAL := help
@@ -74,8 +69,8 @@ chaos: $(VENV)/.installed-test ## run all chaos tests ROUNDS times, into tests/c
 peers: $(PEERS_VENV)/.installed ## compare with other libraries, into tests/peers/RESULTS.md
 	$(PEERS_VENV)/bin/python tests/record.py peers
 
-e2e: $(VENV)/.installed-test ## run jobs on a Ray cluster as users do, into tests/e2e/RESULTS.md
-	$(call if_there,e2e)
+e2e: $(E2E_VENV)/.installed ## run jobs on a Ray cluster as users do, into tests/e2e/RESULTS.md
+	$(E2E_VENV)/bin/python tests/record.py e2e
 
 bench: $(VENV)/.installed-test $(BENCH_VENV)/.installed ## measure, into tests/bench/RESULTS.md
 	$(BIN)/python tests/bench/run.py --peer-python $(BENCH_VENV)/bin/python
@@ -93,7 +88,7 @@ constraints: ## bring uv.lock and constraints.txt into line with pyproject.toml 
 		--no-emit-project --no-hashes --no-annotate --no-header >>constraints.txt
 
 clean: ## remove .venv, builds and caches, but no runs
-	rm -rf $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(SERVERS) build dist .*_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(E2E_VENV) $(SERVERS) build dist .*_cache .hypothesis
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -119,6 +114,12 @@ $(SERVERS)/.installed: tests/integration/azurite/package-lock.json
 	@mkdir -p $(SERVERS)
 	@cp tests/integration/azurite/package*.json $(SERVERS)
 	@npm ci --prefix $(SERVERS) --no-fund --no-audit --silent
+	@touch $@
+
+$(E2E_VENV)/.installed: pyproject.toml constraints.txt
+	@python=$$($(find_python)) && $$python -m venv $(E2E_VENV)
+	@echo "installing Holdfast and the servers of the end-to-end tests into $(E2E_VENV)"
+	@$(E2E_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile -c constraints.txt -e '.[test]'
 	@touch $@
 
 # What the peers' tests need beside Holdfast.
