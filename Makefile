@@ -119,7 +119,7 @@ $(SERVERS)/.installed: tests/integration/azurite/package-lock.json
 $(E2E_VENV)/.installed: pyproject.toml constraints.txt
 	@python=$$($(find_python)) && $$python -m venv $(E2E_VENV)
 	@echo "installing Holdfast and the servers of the end-to-end tests into $(E2E_VENV)"
-	@$(E2E_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile -c constraints.txt -e '.[test]'
+	@$(E2E_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile -c constraints.txt -e '.[test,submit]'
 	@touch $@
 
 # What the peers' tests need beside Holdfast.
