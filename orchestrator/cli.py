@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator import run_commands
+from orchestrator import configured, run_commands
 from orchestrator.ckpt import Interrupted, RunDir, ckpt
+from orchestrator.configured import Config, Configured
 from orchestrator.result import Result
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(ckpt, name="ckpt")
 run_commands.register(app)
+configured.register(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
@@ -123,7 +125,7 @@ def _result_only() -> Iterator[None]:
         os.close(kept)
 
 
-@app.command()
+@app.command(cls=Configured)
 def run(
     target: Annotated[
         str, typer.Argument(metavar="FILE[:NAME] | EXAMPLE", help="A job's file, or an example.")
@@ -171,6 +173,7 @@ def run(
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Go on although another seems to work.")
     ] = False,
+    config: Config = None,
     as_json: AsJson = False,
 ) -> int:
     """Train a job, or go on with it: the same command again resumes.

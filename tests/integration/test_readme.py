@@ -54,7 +54,7 @@ def steps() -> Iterator[Step]:
     """What the readme tells its reader to do."""
     for block in re.finditer(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
         line = README.count("\n", 0, block.start()) + 2
-        if block[1] == "python":
+        if block[1] in ("python", "toml"):
             shown = re.findall(r"print\(.*\)  # (.*)", block[2])
             yield Step(line, (), block[2], tuple(shown))
         else:
@@ -77,7 +77,7 @@ def of_kind(kind: str) -> list[Step]:
 
 def do(step: Step, place: Place) -> Outcome | None:
     """Run it as the reader would; None where there is only a file to save."""
-    if name := re.match(r"# (\w+\.py)\n", step.code):
+    if name := re.match(r"# (\w+\.(?:py|toml))\n", step.code):
         place.file(name[1], step.code)
         return None
     if step.code:

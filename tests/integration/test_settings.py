@@ -1,0 +1,58 @@
+"""Settings in `holdfast.toml` and in the environment, as a run takes them, and `holdfast config`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.integration.harness import Place
+
+SETTINGS = """
+run-dir = "run"
+workers = 2
+runtime = "process"
+steps = 30
+
+[set]
+hidden = 9
+"""
+
+
+def test_a_run_takes_its_settings_and_is_resumed_without_them(place: Place) -> None:
+    place.file("holdfast.toml", SETTINGS)
+    by_file = place.cli("run", "tiny.py", "--steps", "20", "--json").done()
+    assert (by_file["step"], by_file["run_dir"]) == (20, str(place.root / "run"))
+    (place.root / "holdfast.toml").unlink()
+    resumed = place.cli("resume", "run", "--steps", "40", "--json").done()
+    whole = place.run("tiny.py", "whole", steps=40, settings={"hidden": 9}).done()
+    assert resumed["state_digest"] == whole["state_digest"]
+    place.assert_nothing_left()
+
+
+def test_flags_go_before_the_environment_and_that_before_the_file(place: Place) -> None:
+    place.file("holdfast.toml", SETTINGS)
+    place.env["HOLDFAST_WORKERS"] = "3"
+    place.env["HOLDFAST_STEPS"] = "25"
+    shown = place.cli("config", "tiny.py", "--workers", "4", "--json").expect(0).json
+    assert shown["workers"] == {"value": "4", "source": "--workers"}
+    assert shown["steps"] == {"value": "25", "source": "HOLDFAST_STEPS"}
+    assert shown["runtime"] == {"value": "process", "source": "holdfast.toml"}
+    assert shown["set.hidden"] == {"value": "9", "source": "holdfast.toml"}
+    assert shown["nodes"] == {"value": 1, "source": "default"}
+    lines = place.cli("config", "tiny.py").expect(0).stdout.splitlines()
+    assert [line.split() for line in lines][:2] == [
+        ["run-dir", "run", "holdfast.toml"],
+        ["workers", "3", "HOLDFAST_WORKERS"],
+    ]
+
+
+def test_a_wrong_setting_is_told_with_its_place_before_anything_is_done(place: Place) -> None:
+    place.file("other.toml", SETTINGS.replace("steps", "stepps"))
+    given = ("run", "tiny.py", "--config", "other.toml")
+    place.cli(*given).one_clear_line(2, "other.toml: stepps", "did you mean steps?")
+    place.file("other.toml", SETTINGS.replace("30", '"many"'))
+    place.cli(*given).one_clear_line(2, "other.toml: steps = many", "valid integer")
+    place.cli("config", "--command", "scale").one_clear_line(2, "--command scale", "run")
+    place.env["HOLDFAST_STEP"] = "25"
+    place.cli(*given).one_clear_line(2, "HOLDFAST_STEP", "HOLDFAST_STEPS")
+    assert not (place.root / "run").exists()
