@@ -36,12 +36,12 @@ def run(
     `workers` may be (fewest, most). `runtime` is "ray" (at `address`, else RAY_ADDRESS, else a local Ray) or
     "process" (subprocesses of this machine). Workers are spread over `nodes` nodes at least, if there are so
     many; the process runtime plays them. On each node `standby` more, which on Ray take CPUs too, take over
-    at once when one dies. Progress goes to standard error unless `observer` is given.
+    at once when one dies. Progress is shown on standard error, or in a notebook, unless `observer` is given.
 
     Returns how the run stands: done, or preempted or interrupted by a signal, with a checkpoint. Raises an
     error of `storage.errors` if the job failed or could not begin.
     """
-    from orchestrator.display import LineDisplay
+    from orchestrator.display import make_display
     from orchestrator.execution import Request, execute
     from orchestrator.jobs import by_value
 
@@ -57,7 +57,11 @@ def run(
         cpus_per_worker=cpus_per_worker,
         take_over=take_over,
     )
-    result, error = execute(request, observer or LineDisplay())
+    if observer is not None:
+        result, error = execute(request, observer)
+    else:
+        with make_display() as display:
+            result, error = execute(request, display)
     if error is not None:
         raise error
     return result

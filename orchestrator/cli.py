@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +28,7 @@ from storage.errors import ConfigurationError, HoldfastError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from orchestrator.coordinator import Observer
     from orchestrator.spec import Checkpoints, Job
 
 EXIT_CODES = {"done": 0, "failed": 1, "preempted": 75, "interrupted": 130}
@@ -173,6 +174,9 @@ def run(
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Go on although another seems to work.")
     ] = False,
+    tensorboard: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Write the metrics as TensorBoard's events, too.")
+    ] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> int:
@@ -188,6 +192,7 @@ def run(
     from orchestrator.display import make_display
     from orchestrator.execution import Request, execute
     from orchestrator.jobs import JobSource, by_file
+    from orchestrator.tensorboard import TensorBoardEvents
 
     source = JobSource.parse(target, _pairs(settings or []))
     signal.signal(signal.SIGTERM, _terminate)
@@ -209,8 +214,11 @@ def run(
         command=tuple(sys.argv[1:]),
         folder=os.getcwd(),
     )
-    with _result_only(), make_display() as display:
-        result, error = execute(request, display)
+    with _result_only(), ExitStack() as shown:
+        observer: Observer = shown.enter_context(make_display())
+        if tensorboard is not None:
+            observer = shown.enter_context(TensorBoardEvents(tensorboard, observer))
+        result, error = execute(request, observer)
     if error is not None:
         _complain(str(error))
     put(json.dumps(result.to_json()) if as_json else summary(result))

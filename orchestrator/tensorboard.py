@@ -1,0 +1,71 @@
+"""A run's metrics as TensorBoard's events (`holdfast[tensorboard]`), by whoever coordinates the run."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from storage.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from orchestrator.coordinator import Observer, Snapshot
+    from orchestrator.events import Note
+
+
+class TensorBoardEvents:
+    """Writes scalars of the steps that it is shown, several a second, and passes all on to another observer.
+
+    Each start adds a file to the directory, and has TensorBoard discard what earlier ones say of the steps
+    from where it begins: after a resumption no step stands twice.
+    """
+
+    def __init__(self, directory: str, observer: Observer) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as exc:
+            raise ConfigurationError(
+                "TensorBoard's events need tensorboardX: pip install 'holdfast[tensorboard]'"
+            ) from exc
+        if "://" in directory:
+            raise ConfigurationError(f"--tensorboard {directory}: give a directory of this machine")
+        self._make = SummaryWriter
+        self._directory = directory
+        self._observer = observer
+        self._writer: Any = None
+        self._last = -1
+
+    def __enter__(self) -> TensorBoardEvents:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def note(self, note: Note) -> None:
+        """Write the metrics of an evaluation."""
+        metrics = note.fields.get("metrics")
+        if note.kind == "evaluated" and isinstance(metrics, dict):
+            self._write(metrics, note.fields["step"])
+        self._observer.note(note)
+
+    def progress(self, snapshot: Snapshot) -> None:
+        """Write the metrics of a step, and the speed."""
+        if snapshot.step > self._last and snapshot.metrics:
+            self._last = snapshot.step
+            speed = {} if snapshot.steps_per_s is None else {"steps_per_s": snapshot.steps_per_s}
+            self._write(snapshot.metrics | speed, snapshot.step)
+        self._observer.progress(snapshot)
+
+    def _write(self, metrics: dict[str, Any], step: int) -> None:
+        if self._writer is None:
+            own = f".{time.time_ns()}"  # two that start in one second write to two files
+            self._writer = self._make(self._directory, purge_step=step, filename_suffix=own)
+        for name, value in metrics.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
