@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator import configured, run_commands
+from orchestrator import configured, doctor, run_commands
 from orchestrator.ckpt import Interrupted, RunDir, ckpt
 from orchestrator.configured import Config, Configured
 from orchestrator.result import Result
@@ -44,6 +44,7 @@ app = typer.Typer(
 app.add_typer(ckpt, name="ckpt")
 run_commands.register(app)
 configured.register(app)
+doctor.register(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 

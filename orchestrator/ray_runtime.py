@@ -492,6 +492,23 @@ def _short(error: Exception) -> str:
     return type(error).__name__
 
 
+def look(address: str) -> str:
+    """What a cluster consists of, in words. Raises ConfigurationError if it cannot be reached or joined."""
+    import ray
+
+    _check_listening(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+        cpus = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        advice = f"give the address of a cluster of Ray {ray.__version__}"
+        raise ConfigurationError(f"it cannot be joined: {_first_line(error)}: {advice}") from error
+    finally:
+        ray.shutdown()
+    return f"version {ray.__version__}, as here; {nodes} nodes with {cpus:g} CPUs"
+
+
 def _check_listening(address: str) -> None:
     """Raise ConfigurationError if nothing listens at a host and port: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")

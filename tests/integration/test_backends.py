@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import storage
+from orchestrator import doctor
 from storage.errors import ConfigurationError, CorruptCheckpoint, StorageError
 from storage.object_store import PART_NBYTES
 from storage.reader import restore
@@ -172,6 +173,12 @@ def test_zarr_opens_a_checkpoint(url):
     assert group["params"][:].tobytes() == buffers(ARRAYS, 1)["params"][: ARRAYS[0].length].tobytes()
 
 
+def test_the_doctor_finds_a_service_to_be_well_and_leaves_nothing(url):
+    found = [*doctor.place(url)]
+    assert [finding.level for finding in found] == ["ok", "ok", "ok"], found
+    assert open_store(url).list() == {}
+
+
 def test_a_bucket_that_does_not_exist_is_a_configuration_error(url):
     scheme = url.partition("://")[0]
     store = open_store(f"{scheme}://no-such-bucket/run")
@@ -206,6 +213,12 @@ def test_the_probe_notices_a_server_without_conditional_writes(not_exclusive):
     assert run.store.create("k", b"one") is True
     assert run.store.create("k", b"two") is False  # looked for first, now that it is known
     assert run.store.read("k") == b"one"
+
+
+def test_the_doctor_tells_of_a_server_without_conditional_writes(not_exclusive):
+    found = [*doctor.place(f"{not_exclusive}/asked")]
+    assert [finding.level for finding in found] == ["ok", "ok", "warn"], found
+    assert "both win" in found[-1].text
 
 
 def test_claims_are_unique_even_there(not_exclusive):

@@ -167,3 +167,10 @@ def test_on_ray_an_address_where_nothing_listens_is_named(ray_place: Place) -> N
     assert outcome.code in (2, 75), str(outcome)
     assert "127.0.0.1:1" in outcome.stderr, str(outcome)
     assert "Traceback" not in outcome.stderr, str(outcome)
+
+
+def test_the_doctor_looks_at_a_cluster(ray_place: Place) -> None:
+    address = ray_place.env["RAY_ADDRESS"]
+    found = ray_place.cli("doctor", "--address", address, "--json").expect(0).json
+    assert [each["level"] for each in found if each["what"].startswith("Ray at")] == ["ok"]
+    ray_place.cli("doctor", "--address", "127.0.0.1:9").expect(3)
