@@ -14,6 +14,8 @@ from storage.store import Store, check_url, open_store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from _typeshed import WriteableBuffer
+
     from storage.store import ObjectInfo
 
 
@@ -136,3 +138,10 @@ class RangeReader(io.RawIOBase):
         data = self._file.read(self._at, self._at + wanted) if wanted else b""
         self._at += len(data)
         return data
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Fill a buffer as far as bytes are left; returns how many there were."""
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)

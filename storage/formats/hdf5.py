@@ -1,37 +1,63 @@
 """HDF5 files of named arrays, read without trust and written as a whole (extra `hdf5`).
 
 A file from a stranger may point to other files, promise more than it holds, or go round in circles: links
-that are not hard ones, external and virtual datasets, filters that h5py does not have of its own, and arrays
-a hundred times as large as what is stored of them are refused by name, before anything is allocated.
+that are not hard ones, external and virtual datasets, filters that h5py does not have of its own, arrays
+a hundred times as large as what is stored of them, and attributes that are longer than any of Keras's are
+refused by name, before anything is allocated.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing
-from storage.files import file_at
+from storage.files import RangeReader, file_at
+from storage.naming import numpy_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from numpy.typing import DTypeLike, NDArray
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_DEPTH = 64
 MAX_OBJECTS = 200_000
+MAX_NAME = 1024
 MAX_EXPANSION = 100
 HARMLESS_NBYTES = 256 << 20
 """An array of at most so many bytes may be any number of times as large as what is stored of it."""
 
+MAX_ATTRIBUTES = 4096
+"""Of one group or array."""
+MAX_ATTRIBUTE_ITEMS = 1 << 16
+MAX_TEXT = 64 << 20
+"""Characters of an attribute, of all its texts together."""
+SPLIT_NBYTES = 64512
+"""What one attribute holds at most; longer lists are cut into NAME0, NAME1, ... as Keras does it."""
+
+Attribute: TypeAlias = str | Sequence[str]
+"""What can be written as an attribute: a text, or a list of texts."""
+
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 _KINDS = "iufb"
+_BFLOAT16 = "bfloat16"
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What h5py makes of damage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +71,81 @@ class Dataset:
     _source: Any
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Any:
-        try:
-            return np.asarray(self._source[()], dtype)
-        except OSError as exc:
-            raise CorruptCheckpoint(f"{self.name} cannot be read: {exc}") from exc
+        with _damage(f"{self.name} cannot be read"):
+            values = self._source[()]
+        return np.asarray(values.view(self.dtype) if values.dtype.kind == "V" else values, dtype)
+
+
+class Attributes(Mapping[str, Any]):
+    """The attributes of a group or array: each is checked, and read, when it is asked for.
+
+    Texts are str, arrays of texts lists of str, numbers arrays.
+    """
+
+    def __init__(self, holder: Any, where: str) -> None:
+        self._holder = holder
+        self._where = where
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._holder.attrs:
+            raise KeyError(name)
+        where = f"{self._where}: the attribute {name}"
+        with _damage(where):
+            stored = self._holder.attrs.get_id(name)
+            shape, dtype = stored.shape, stored.dtype
+            text = dtype.kind == "S" or (dtype.metadata is not None and "vlen" in dtype.metadata)
+            if prod(shape) > MAX_ATTRIBUTE_ITEMS or dtype.itemsize * prod(shape) > MAX_TEXT:
+                raise CorruptCheckpoint(f"{where} promises {prod(shape)} items of {dtype}: too many")
+            if not text and dtype.kind not in _KINDS:
+                raise CorruptCheckpoint(f"{where} is neither text nor numbers, but {dtype}")
+            value = self._holder.attrs[name]
+            if not text:
+                return np.asarray(value)
+            found = [_text(each) for each in np.ravel(np.asarray(value, object))]
+        if sum(map(len, found)) > MAX_TEXT:
+            raise CorruptCheckpoint(f"{where} holds more than {MAX_TEXT} characters")
+        return found if shape else found[0]
+
+    def __iter__(self) -> Iterator[str]:
+        with _damage(self._where):
+            return iter([*self._holder.attrs])
+
+    def __len__(self) -> int:
+        return len(self._holder.attrs)
+
+    def texts(self, name: str) -> list[str] | None:
+        """The list of texts of that name, which may be cut into NAME0, NAME1, ...; None if there is none.
+
+        Raises CorruptCheckpoint for an attribute that is no list of texts.
+        """
+        found = [self[name]] if name in self else [*self._pieces(name)]
+        for piece in found:
+            if isinstance(piece, np.ndarray) and piece.size == 0:
+                continue  # h5py writes an empty list as one of numbers
+            if not isinstance(piece, list):
+                raise CorruptCheckpoint(f"{self._where}: the attribute {name} is no list of names")
+        return [each for piece in found for each in piece] if found else None
+
+    def text(self, name: str) -> str | None:
+        """The text of that name; None if there is none. Raises CorruptCheckpoint for what is no text."""
+        found = self.get(name)
+        if found is not None and not isinstance(found, str):
+            raise CorruptCheckpoint(f"{self._where}: the attribute {name} is no text")
+        return found
+
+    def _pieces(self, name: str) -> Iterator[Any]:
+        for i in range(MAX_ATTRIBUTES):
+            if f"{name}{i}" not in self:
+                return
+            yield self[f"{name}{i}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in a file: its arrays by their paths, and the attributes of its groups; the root is ""."""
+
+    arrays: dict[str, Dataset]
+    groups: dict[str, Attributes]
 
 
 def recognises(path: str) -> bool:
@@ -59,49 +156,90 @@ def recognises(path: str) -> bool:
         return False
 
 
+def root_names(path: str) -> frozenset[str]:
+    """The names of the root's attributes and members. Raises as `reading` does."""
+    with _opened(path, None) as file, _damage(f"{path} is damaged"):
+        return frozenset(str(name) for name in [*file.attrs, *file])
+
+
 @contextmanager
-def reading(path: str, data: bytes | None = None) -> Iterator[tuple[dict[str, Dataset], Mapping[str, Any]]]:
-    """The arrays of the file by their paths, and the attributes of its root; `data` is its content, if known.
+def reading(path: str, data: bytes | None = None) -> Iterator[Contents]:
+    """What is in a file; `data` are its bytes, if they are known.
 
     Raises CheckpointError if there is none, CorruptCheckpoint if it is damaged or refused, ConfigurationError
     without h5py.
     """
+    with _opened(path, data) as file:
+        found = Contents({}, {})
+        with _damage(f"{path} is damaged"):
+            _walk(_h5py(), file, path, found)
+        yield found
+
+
+@contextmanager
+def _opened(path: str, data: bytes | None) -> Iterator[Any]:
     h5py = _h5py()
-    if data is None and "://" in path:
+    missing = f"there is no file {path}"
+    if data is not None:
+        source: Any = io.BytesIO(data)
+    else:
+        at = file_at(path)
         try:
-            data = file_at(path).read()
+            source = at.path or RangeReader(at, at.info().nbytes)
         except ObjectMissing as exc:
-            raise CheckpointError(f"there is no file {path}") from exc
+            raise CheckpointError(missing) from exc
     try:
-        file = h5py.File(path if data is None else io.BytesIO(data), "r")
+        file = h5py.File(source, "r")
     except FileNotFoundError as exc:
-        raise CheckpointError(f"there is no file {path}") from exc
-    except OSError as exc:
-        raise CorruptCheckpoint(f"{path} is no HDF5 file, or is damaged: {exc}") from exc
-    with file:
-        try:
-            found = dict(_datasets(h5py, file, path))
-            attributes = dict(file.attrs)
-        except (OSError, RuntimeError, KeyError, ValueError) as exc:  # what h5py makes of damage
-            raise CorruptCheckpoint(f"{path} is damaged: {exc}") from exc
-        yield found, attributes
+        raise CheckpointError(missing) from exc
+    except _DAMAGE as exc:
+        raise CorruptCheckpoint(f"{path} is no HDF5 file, or is damaged: {_line(exc)}") from exc
+    try:
+        yield file
+    finally:
+        file.close()
 
 
-def write(path: str, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Mapping[str, str]]) -> None:
+def write(
+    path: str, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Mapping[str, Attribute]]
+) -> None:
     """Write a file of arrays by their paths, whole or not at all; `attributes` are those of groups."""
     file_at(path).write(written(arrays, attributes))
 
 
-def written(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Mapping[str, str]]) -> bytes:
+def written(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Mapping[str, Attribute]]) -> bytes:
     """The content of such a file."""
-    buffer = io.BytesIO()
-    with _h5py().File(buffer, "w") as file:
+    h5py = _h5py()
+    with h5py.File("new", "w", driver="core", backing_store=False) as file:
         for group, named in attributes.items():
+            holder = file.require_group(group) if group else file
             for name, value in named.items():
-                file.require_group(group).attrs[name] = value
+                _put_attribute(holder.attrs, name, value)
         for path, array in arrays.items():
-            file.create_dataset(path, data=array)
-    return buffer.getvalue()
+            made = file.create_dataset(path, data=array)
+            if array.dtype.name == _BFLOAT16:
+                made.attrs["dtype"] = _BFLOAT16
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
+
+
+def _put_attribute(attrs: Any, name: str, value: Attribute) -> None:
+    """In place. Set an attribute, in pieces where it is a list that is too long for one."""
+    if isinstance(value, str):
+        attrs[name] = value
+        return
+    items = [each.encode() for each in value]
+    if any(len(item) > SPLIT_NBYTES for item in items):
+        raise ConfigurationError(f"{name}: HDF5 files hold no name of more than {SPLIT_NBYTES} bytes")
+    width = max(map(len, items), default=0)
+    fits = SPLIT_NBYTES // max(width, 16)  # texts of any length take 16 bytes beside their letters
+    pieces = [items[i : i + fits] for i in range(0, len(items), fits)]
+    if len(pieces) <= 1:
+        attrs[name] = items
+        return
+    for i, piece in enumerate(pieces):
+        attrs[f"{name}{i}"] = np.asarray(piece)
 
 
 def _h5py() -> Any:
@@ -112,8 +250,21 @@ def _h5py() -> Any:
     return h5py
 
 
-def _datasets(h5py: Any, file: Any, where: str) -> Iterator[tuple[str, Dataset]]:
-    """All arrays below the root, in the file's order. Groups that were seen are not entered again."""
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """Make of what h5py raises a CorruptCheckpoint that begins with `what`."""
+    try:
+        yield
+    except _DAMAGE as exc:
+        raise CorruptCheckpoint(f"{what}: {_line(exc)}") from exc
+
+
+def _line(exc: BaseException) -> str:
+    return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def _walk(h5py: Any, file: Any, where: str, found: Contents) -> None:
+    """In place. Find all arrays and groups below the root. A group that was seen is not entered again."""
     waiting: list[tuple[str, Any, int]] = [("", file, 0)]
     seen: set[Any] = set()
     count = 0
@@ -123,7 +274,10 @@ def _datasets(h5py: Any, file: Any, where: str) -> Iterator[tuple[str, Dataset]]
         if place in seen or depth > MAX_DEPTH:
             raise CorruptCheckpoint(f"{where}: the group {prefix or '/'} lies within itself, or too deep")
         seen.add(place)
+        found.groups[prefix] = _attributes(group, f"{where}: {prefix}" if prefix else where)
         for name in group:
+            if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
+                raise CorruptCheckpoint(f"{where}: {prefix or '/'} holds something named {name[:80]!r}")
             path = f"{prefix}/{name}" if prefix else name
             count += 1
             if count > MAX_OBJECTS:
@@ -137,21 +291,34 @@ def _datasets(h5py: Any, file: Any, where: str) -> Iterator[tuple[str, Dataset]]
             if isinstance(child, h5py.Group):
                 waiting.append((path, child, depth + 1))
             elif isinstance(child, h5py.Dataset):
-                _check(child, f"{where}: {path}")
-                yield path, Dataset(path, child.shape, child.dtype, dict(child.attrs), child)
+                found.arrays[path] = _checked(child, path, f"{where}: {path}")
 
 
-def _check(dataset: Any, what: str) -> None:
-    """Raise CorruptCheckpoint for an array that is not simply stored in the file."""
+def _attributes(holder: Any, where: str) -> Attributes:
+    if len(holder.attrs) > MAX_ATTRIBUTES:
+        raise CorruptCheckpoint(f"{where} has more than {MAX_ATTRIBUTES} attributes")
+    return Attributes(holder, where)
+
+
+def _checked(dataset: Any, path: str, what: str) -> Dataset:
+    """An array, made sure of that it is simply stored in the file. CorruptCheckpoint says what is not."""
     if dataset.is_virtual or dataset.external:
         raise CorruptCheckpoint(f"{what} is stored in other files, which are not read")
-    if dataset.dtype.kind not in _KINDS or dataset.shape is None:
-        raise CorruptCheckpoint(f"{what} holds no numbers but {dataset.dtype}")
+    attributes, dtype = _attributes(dataset, what), dataset.dtype
+    if dtype.kind == "V" and dtype.itemsize == 2 and attributes.get("dtype") == _BFLOAT16:
+        dtype = numpy_dtype(_BFLOAT16)
+    elif dtype.kind not in _KINDS or dtype.subdtype is not None or dataset.shape is None:
+        raise CorruptCheckpoint(f"{what} holds no numbers but {dtype}")
     plist = dataset.id.get_create_plist()
     for i in range(plist.get_nfilters()):
         number = plist.get_filter(i)[0]
         if number not in _FILTERS:
             raise CorruptCheckpoint(f"{what} is compressed in a way that is not known (filter {number})")
-    nbytes, stored = prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    nbytes, stored = prod(dataset.shape) * dtype.itemsize, dataset.id.get_storage_size()
     if nbytes > HARMLESS_NBYTES and nbytes > MAX_EXPANSION * stored:
         raise CorruptCheckpoint(f"{what} promises {nbytes} bytes, of which {stored} are stored")
+    return Dataset(path, tuple(dataset.shape), dtype, attributes, dataset)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -54,6 +54,7 @@ FORMATS: tuple[Format, ...] = (
         save_formats=("h5",),
     ),
     Format("Keras's file", "workers.nn.saving.keras_file", (".keras",), save_formats=("keras",)),
+    Format("Keras 2's file", "workers.nn.saving.legacy_h5", (".h5", ".hdf5"), save_formats=("h5",)),
 )
 """Those with the longest endings first."""
 
@@ -164,12 +165,9 @@ def _for_saving(url: str, save_format: str | None, *, models: bool) -> Format | 
         return None
     fitting = [each for each in FORMATS if each.holds_models or not models]
     if save_format is None:
-        found = next((each for each in fitting if url.endswith(each.endings)), None)
-        if found is None and url.endswith((".h5", ".hdf5", ".keras")):
-            kind = (
-                "a model: save it to a directory or as .keras" if models else "weights: name them .weights.h5"
-            )
-            raise ConfigurationError(f"{url} is no name for {kind}; Keras 2's HDF5 files are not written")
+        found = next((each for each in FORMATS if url.endswith(each.endings)), None)
+        if found is not None and found not in fitting:
+            raise ConfigurationError(f"{url}: {found.name} holds weights alone: give a model another ending")
         return found
     named = [each for each in fitting if save_format in each.save_formats]
     if not named:

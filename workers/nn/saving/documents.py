@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from storage.bundle import Bundle
 
+KERAS_VERSION = "3.15.1"
+"""The version whose files Keras's files are."""
+
 MAX_DEPTH = 128
 _MAX_NBYTES = 64 << 20
 _MAX_VALUES = 1 << 22

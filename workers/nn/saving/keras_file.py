@@ -13,7 +13,7 @@ from storage.files import RangeReader, file_at
 from storage.formats import hdf5
 from storage.strict_json import parse
 from workers.nn.saving import weights_h5
-from workers.nn.saving.documents import MAX_DEPTH
+from workers.nn.saving.documents import KERAS_VERSION, MAX_DEPTH
 from workers.nn.saving.objects import deserialize, serialize
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from workers.nn.model import Model
     from workers.nn.saving.state import Status
-
-KERAS_VERSION = "3.15.1"
-"""The version whose files these are."""
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 MAX_CONFIG_NBYTES = 64 << 20
@@ -87,8 +84,8 @@ def load_weights(model: Model, path: str, *, skip_mismatch: bool = False, by_nam
 
 def _load(model: Model, path: str, entries: Mapping[str, bytes], *, skip_mismatch: bool = False) -> Status:
     where = f"{path}: {WEIGHTS}"
-    with hdf5.reading(where, entries[WEIGHTS]) as (arrays, _):
-        return weights_h5.restore(model, arrays, where, skip_mismatch=skip_mismatch)
+    with hdf5.reading(where, entries[WEIGHTS]) as found:
+        return weights_h5.restore(model, found.arrays, where, skip_mismatch=skip_mismatch)
 
 
 def _entries(path: str) -> dict[str, bytes]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from storage.formats import hdf5
 from workers.nn.layers.base import Layer
 from workers.nn.lookup import snake_case
 from workers.nn.model import Functional
+from workers.nn.saving import legacy_h5
 from workers.nn.saving.state import OPTIMIZER, WEIGHTS, Status, assign
 from workers.nn.sequential import Sequential
 from workers.nn.variables import Variable
@@ -30,10 +30,7 @@ _SEEDS = "seed_generator"
 
 def recognises(path: str) -> bool:
     """Whether there is a file of weights of Keras 3."""
-    if not hdf5.recognises(path):
-        return False
-    with hdf5.reading(path) as (arrays, attributes):
-        return "layer_names" not in attributes and any("vars" in name.split("/") for name in arrays)
+    return hdf5.recognises(path) and not legacy_h5.LEGACY & hdf5.root_names(path)
 
 
 def save_weights(model: Model, path: str) -> None:
@@ -47,8 +44,8 @@ def load_weights(model: Model, path: str, *, skip_mismatch: bool = False, by_nam
     `by_name` says nothing: places decide. Raises IncompatibleCheckpoint, and changes nothing, where shapes
     differ or nothing fits.
     """
-    with hdf5.reading(path) as (arrays, _):
-        return restore(model, arrays, path, skip_mismatch=skip_mismatch)
+    with hdf5.reading(path) as found:
+        return restore(model, found.arrays, path, skip_mismatch=skip_mismatch)
 
 
 def contents(
@@ -92,11 +89,7 @@ def restore(
             name = f"{OPTIMIZER}/{'iteration' if i == 0 else variable.path}"
             variables[name] = variable
             names[f"{OPTIMIZER}/vars/{i}"] = name
-    found = {
-        names.get(path, path): _plain(array)
-        for path, array in arrays.items()
-        if _SEEDS not in path.split("/")
-    }
+    found = {names.get(path, path): array for path, array in arrays.items() if _SEEDS not in path.split("/")}
     return assign(variables, found, where, skip_mismatch=skip_mismatch)
 
 
@@ -145,9 +138,3 @@ def _draws(layer: Layer) -> bool:
     """Whether Keras keeps a state of random numbers for a layer."""
     name = type(layer).__name__
     return name.endswith(("Dropout", "Dropout1D", "Dropout2D", "Dropout3D")) or name == "GaussianNoise"
-
-
-def _plain(array: hdf5.Dataset) -> Any:
-    if array.attributes.get("dtype") != "bfloat16":
-        return array
-    return np.asarray(array).view(ml_dtypes.bfloat16)

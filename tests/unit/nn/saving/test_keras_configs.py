@@ -81,6 +81,20 @@ def test_a_functional_model_of_keras_2_is_made_of_its_config() -> None:
     assert np.all(np.asarray(model(np.ones((2, 4), np.float32))) == 8)
 
 
+def test_a_model_within_a_model_of_keras_2_is_called_from_1_on() -> None:
+    inner = json.loads(json.dumps(KERAS_2)) | {"name": "two", "inbound_nodes": [[["o", 0, 0, {}]]]}
+    given = {"name": "o", "batch_input_shape": [None, 4], "dtype": "float32"}
+    config = {
+        "name": "outer",
+        "layers": [{"class_name": "InputLayer", "config": given, "name": "o", "inbound_nodes": []}, inner],
+        "input_layers": [["o", 0, 0]],
+        "output_layers": [["two", 1, 0]],
+    }
+    model = objects.deserialize({"class_name": "Functional", "config": config})
+    model.set_weights([np.ones((4, 3), np.float32), np.zeros(3, np.float32)])
+    assert np.all(np.asarray(model(np.ones((2, 4), np.float32))) == 8)
+
+
 def test_a_sequential_model_of_keras_2_is_made_of_its_config() -> None:
     dense = {"name": "d", "units": 3, "batch_input_shape": [None, 4], "dtype": "float32"}
     config = {

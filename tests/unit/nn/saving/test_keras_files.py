@@ -152,11 +152,9 @@ def test_row_7_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
         nn.load_model(path)
 
 
-def test_names_of_formats_that_are_not_written_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"model.h5 is no name for a model: .* or as .keras"):
-        compiled().save(tmp_path / "model.h5")
-    with pytest.raises(ConfigurationError, match=r"w.h5 is no name for weights: name them .weights.h5"):
-        compiled().save_weights(tmp_path / "w.h5")
+def test_a_model_gets_no_name_of_a_file_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"model.weights.h5: .* holds weights alone"):
+        compiled().save(tmp_path / "model.weights.h5")
     assert not list(tmp_path.iterdir())
 
 
