@@ -28,7 +28,7 @@ class NotebookDisplay:
     def __enter__(self) -> Self:
         from IPython.display import display
 
-        self._handle = display(self._shown(), display_id=True)
+        self._handle = display(self._shown(), display_id=True)  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -54,7 +54,7 @@ class NotebookDisplay:
     def _shown(self) -> Any:
         from IPython.display import HTML
 
-        return HTML(html(self._scene))
+        return HTML(html(self._scene))  # type: ignore[no-untyped-call]
 
 
 def html(scene: Scene) -> str:
