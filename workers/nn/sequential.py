@@ -9,7 +9,7 @@ from workers.nn.functional import InputLayer
 from workers.nn.layers.base import Layer, unique_name
 from workers.nn.layers.registry import LAYERS, get, serialize
 from workers.nn.lookup import check
-from workers.nn.model import Model
+from workers.nn.model import Functional, Model
 from workers.nn.tensor import KerasTensor, Spec
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class Sequential(Model):
-    """Layers in a row. The first is `nn.Input`, or a layer that was given `input_shape`; else the model is
-    built when it first sees data.
+    """Layers in a row. The first is `nn.Input`, a layer that was given `input_shape`, or a model that has an
+    input; else the model is built when it first sees data.
     """
 
     def __init__(self, layers: Iterable[Any] = (), trainable: bool = True, name: str | None = None) -> None:
@@ -44,8 +44,8 @@ class Sequential(Model):
             raise ConfigurationError(
                 f"a model is made of layers, such as nn.Dense(10), not {type(layer).__name__}"
             )
-        if not self._sequence and self._source is None and layer._input_shape is not None:
-            self._begin(InputLayer(layer._input_shape))
+        if not self._sequence and self._source is None and (source := _source_of(layer)) is not None:
+            self._begin(source)
         names = {other.name for other in self._sequence}
         if not layer.is_named:
             layer.name = unique_name(layer.stem, names)
@@ -113,6 +113,17 @@ class Sequential(Model):
         """A new, uncompiled model of the same architecture."""
         layers = [get(layer) for layer in config["layers"]]
         return cls(layers, config.get("trainable", True), config["name"])
+
+
+def _source_of(layer: Layer) -> InputLayer | None:
+    """The `Input` that a first layer stands for: one of a known shape, or a model that has one."""
+    if layer._input_shape is not None:
+        return InputLayer(layer._input_shape)
+    if isinstance(layer, Functional) or (isinstance(layer, Sequential) and layer.source is not None):
+        spec = layer.input_spec
+        if isinstance(spec, Spec):
+            return InputLayer(batch_shape=spec.shape, dtype=spec.dtype)
+    return None
 
 
 LAYERS["Sequential"] = Sequential
