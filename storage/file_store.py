@@ -129,14 +129,14 @@ class FileStore(Store):
                     os.unlink(path)
             for directory in sorted(directories, key=len, reverse=True):
                 with contextlib.suppress(FileNotFoundError):
-                    _sync_directory(directory)
+                    sync_directory(directory)
                 self._remove_empty(directory)
 
     def delete_directory(self, prefix: str) -> None:
         path = self._path(prefix.rstrip("/"))
         with translated("delete", self.url, prefix), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path)
-            _sync_directory(os.path.dirname(path))
+            sync_directory(os.path.dirname(path))
 
     def last_change(self, prefix: str) -> float | None:
         times = []
@@ -171,7 +171,7 @@ class FileStore(Store):
             finally:
                 os.close(fd)
             yield scratch, nbytes
-            _sync_directory(directory)
+            sync_directory(directory)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(scratch)
@@ -195,7 +195,7 @@ class FileStore(Store):
             directory = os.path.dirname(directory)
         for name in reversed(names):
             try:
-                _sync_directory(os.path.dirname(name))
+                sync_directory(os.path.dirname(name))
             except PermissionError:
                 if name != self.url:  # what it lies in may be another's
                     raise
@@ -231,7 +231,8 @@ def _make_directories(path: str) -> list[str]:
     return missing
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
+    """Make what was created, renamed or removed in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

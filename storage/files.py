@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from storage.errors import ConfigurationError, ObjectMissing
-from storage.layout import check_key
-from storage.store import Store, check_url, open_store
+from storage.file_store import sync_directory
+from storage.layout import check_key, check_name
+from storage.store import Store, check_url, open_store, translated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,8 +48,25 @@ class StoredFile:
         return self.store.read(self.key, start, stop)
 
     def write(self, data: bytes) -> None:
-        """Make it of these bytes, whole or not at all."""
-        self.store.write(self.key, (data,))
+        """Make it of these bytes, whole or not at all; on this machine, whatever its name.
+
+        Raises ConfigurationError for a name that stores elsewhere do not take.
+        """
+        try:
+            check_name(self.key)
+        except ValueError as exc:
+            if self.path is None:
+                raise ConfigurationError(f"{self.url} cannot be written: {exc}") from exc
+            plain = StoredFile(self.store, uuid.uuid4().hex)  # stores write plain names alone
+            plain.write(data)
+            try:
+                with translated("write", self.store.url, self.key):
+                    os.replace(plain.url, self.url)
+                    sync_directory(self.store.url)
+            finally:
+                self.store.delete([plain.key])
+        else:
+            self.store.write(self.key, (data,))
 
 
 def file_at(url: str) -> StoredFile:
@@ -128,6 +148,8 @@ class RangeReader(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Go to a place of the file; returns it."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._nbytes}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, "there is nothing before the beginning of a file")
         self._at = base + offset
         return self._at
 

@@ -223,11 +223,12 @@ def _dtype_name(dtype: Any) -> Any:
     """The dtype of the weights; Keras 3 writes a policy, which also says what is computed in."""
     if not isinstance(dtype, Mapping):
         return dtype
-    name = str(dtype.get("config", {}).get("name", "float32"))
-    return "float32" if name.startswith("mixed_") else name
+    settings = dtype.get("config")
+    name = str(settings.get("name", "float32") if isinstance(settings, Mapping) else "float32")
+    return "float32" if name.startswith("mixed_") or name == "bfloat16" else name
 
 
-_MEANINGLESS = frozenset({"build_input_shape", "dtype", "jit_compile", "renorm_momentum"})
+_MEANINGLESS = frozenset({"build_input_shape", "dtype", "implementation", "jit_compile", "renorm_momentum"})
 """Settings of Keras that change nothing here, whatever their value."""
 
 

@@ -63,6 +63,11 @@ class Model(Trainer, Storable, Layer):
         """The layers that the model holds itself."""
         return [child for _, child in self.children() if isinstance(child, Layer)]
 
+    def _beside(self, layers: Sequence[Layer]) -> Iterator[tuple[str, Layer | Variable]]:
+        """What a model of such layers keeps as attributes of its own class."""
+        known = {id(layer) for layer in layers}
+        yield from ((key, child) for key, child in super().children() if id(child) not in known)
+
     def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
         """A layer by its name or by its place. ConfigurationError if there is none."""
         if index is not None:
@@ -161,12 +166,63 @@ class Functional(Model):
                 raise ConfigurationError(f"Model: inputs and outputs are made of nn.Input, not {tensor!r}")
         self.inputs = inputs
         self.outputs = outputs
-        self._order = layers_between(inputs, outputs)
-        sources = [t.history.layer for t in leaves(inputs) if t.history is not None]
-        self._functional_layers = in_keras_order(outputs, self._order, sources)
-        name_layers(self._functional_layers)
+        self._added_losses: list[KerasTensor] = []
+        self._added_metrics: dict[str, KerasTensor] = {}
+        self._connect()
         self._built_with = map_structure(lambda tensor: tensor.shape, inputs)
         self.built = True
+
+    @property
+    def _ends(self) -> tuple[Any, list[KerasTensor], dict[str, KerasTensor]]:
+        """All that is computed: what comes out, and what was added to be trained on, or to be told."""
+        return self.outputs, self._added_losses, self._added_metrics
+
+    def _connect(self) -> None:
+        """In place. Find the layers between the inputs and all that is computed."""
+        self._order = layers_between(self.inputs, self._ends)
+        sources = [t.history.layer for t in leaves(self.inputs) if t.history is not None]
+        self._functional_layers = in_keras_order(self._ends, self._order, sources)
+        name_layers(self._functional_layers)
+
+    def add_loss(self, loss: Any) -> None:
+        """Add scalar tensors of the model's own to what training minimises; or within `call`, as any layer.
+
+        Raises ConfigurationError for a tensor that is no scalar, or does not come from the inputs.
+        """
+        given = leaves(loss)
+        if not any(isinstance(each, KerasTensor) for each in given):
+            super().add_loss(loss)
+            return
+        for each in given:
+            scalar = isinstance(each, KerasTensor) and each.shape == ()
+            check(scalar, f"{self.name}: add_loss takes scalar tensors of the model, not {each!r}")
+        layers_between(self.inputs, given)
+        self._added_losses += given
+        self._connect()
+
+    def add_metric(self, value: Any, name: str | None = None) -> None:
+        """Report the mean of a tensor of the model's own by this name; or within `call`, as any layer.
+
+        Raises ConfigurationError without a name of its own.
+        """
+        if not isinstance(value, KerasTensor):
+            super().add_metric(value, name)
+            return
+        check(
+            bool(name) and name not in self._added_metrics, f"{self.name}: add_metric needs a name of its own"
+        )
+        layers_between(self.inputs, value)
+        self._added_metrics[str(name)] = value
+        self._connect()
+
+    @property
+    def without_added(self) -> Functional:
+        """The model of the same layers without what `add_loss` and `add_metric` added to it itself."""
+        if not self._added_losses and not self._added_metrics:
+            return self
+        plain = Functional(self.inputs, self.outputs, name=self.name)
+        plain._trainable = self._trainable
+        return plain
 
     @property
     def input(self) -> Any:
@@ -178,9 +234,15 @@ class Functional(Model):
         """The tensors that come out."""
         return self.outputs
 
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers from the inputs to all that is computed."""
+        return list(self._functional_layers)
+
     def children(self) -> Iterator[tuple[str, Layer | Variable]]:
-        """The model's layers by name."""
-        return ((layer.name, layer) for layer in self._functional_layers)
+        """The model's layers by name, and what a subclass keeps as attributes beside them."""
+        yield from ((layer.name, layer) for layer in self._functional_layers)
+        yield from self._beside(self._functional_layers)
 
     @property
     def input_spec(self) -> Any:
@@ -194,24 +256,44 @@ class Functional(Model):
 
     def call(self, inputs: Any) -> Any:
         """What the layers give."""
-        return replay(self.inputs, self.outputs, self._order, inputs)
+        outputs, losses, metrics = replay(self.inputs, self._ends, self._order, inputs)
+        for loss in losses:
+            super().add_loss(loss)
+        for name, value in metrics.items():
+            super().add_metric(value, name)
+        return outputs
 
     def with_layers(self, instead: Mapping[int, Layer], inputs: Any) -> Functional:
         """A model of the same calls of other layers, by the id of those here, from `inputs` on."""
-        return Functional(
-            inputs, replay(self.inputs, self.outputs, self._order, inputs, instead), name=self.name
-        )
+        return self._of(inputs, replay(self.inputs, self._ends, self._order, inputs, instead), self.name)
+
+    @classmethod
+    def _of(cls, inputs: Any, ends: Any, name: str) -> Functional:
+        outputs, losses, metrics = ends
+        model = cls(inputs, outputs, name=name)
+        if losses:
+            model.add_loss(losses)
+        for key, value in metrics.items():
+            model.add_metric(value, key)
+        return model
 
     def get_config(self) -> dict[str, Any]:
         """The architecture as JSON values: no weights, no compile settings."""
-        parts = to_config(self._functional_layers, self._order, self.inputs, self.outputs)
-        return {"name": self.name, "trainable": self.trainable, **parts}
+        parts = to_config(self._functional_layers, self._order, self.inputs, self._ends)
+        outputs, losses, metrics = parts.pop("output_layers")
+        config = {"name": self.name, "trainable": self.trainable, **parts, "output_layers": outputs}
+        if losses:
+            config["added_losses"] = losses
+        if metrics:
+            config["added_metrics"] = metrics
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Functional:
         """A new, uncompiled model of the same architecture."""
-        inputs, outputs = from_config(config)
-        model = cls(inputs, outputs, name=config["name"])
+        ends = [config["output_layers"], config.get("added_losses", []), config.get("added_metrics", {})]
+        inputs, found = from_config({**config, "output_layers": ends})
+        model = cls._of(inputs, found, config["name"])
         if not config.get("trainable", True):
             model.trainable = False
         return model

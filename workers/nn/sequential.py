@@ -81,8 +81,9 @@ class Sequential(Model):
         return list(self._sequence)
 
     def children(self) -> Iterator[tuple[str, Layer | Variable]]:
-        """The layers by name."""
-        return ((layer.name, layer) for layer in self._sequence)
+        """The layers by name, and what a subclass keeps as attributes beside them."""
+        yield from ((layer.name, layer) for layer in self._sequence)
+        yield from self._beside([*self._sequence, *([] if self._source is None else [self._source])])
 
     @property
     def input_spec(self) -> Any:

@@ -50,6 +50,18 @@ def test_odd_names_can_be_read_but_never_written(folder: Path) -> None:
     assert store.list("day=1") == {ODD[1]: len(ODD[1].encode())}
 
 
+def test_a_users_file_on_this_machine_may_have_any_name(folder: Path) -> None:
+    file_at(f"{folder}/my file é=1.txt").write(b"mine")
+    assert file_at(f"{folder}/my file é=1.txt").read() == b"mine"
+    before = sorted(folder.iterdir())
+    (folder / "a directory").mkdir()
+    with pytest.raises(ConfigurationError, match=r"cannot write .*/a directory: Is a directory"):
+        file_at(f"{folder}/a directory").write(b"mine")
+    assert sorted(folder.iterdir()) == sorted([*before, folder / "a directory"])
+    with pytest.raises(ConfigurationError, match="memory://x/my file cannot be written: bad name 'my file'"):
+        file_at("memory://x/my file").write(b"mine")
+
+
 @pytest.mark.parametrize(
     "key", ["", "/x", "../x", "a/../x", "a//b", ".x", "a/.x", "a\\b", "a\0b", "a\nb", "x" * 300]
 )

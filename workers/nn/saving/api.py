@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import ConfigurationError
+from storage.errors import ConfigurationError, CorruptCheckpoint
 from storage.files import is_file
 from storage.store import check_url, open_store
 from storage.strict_json import parse
@@ -179,6 +179,10 @@ def _for_saving(url: str, save_format: str | None, *, models: bool) -> Format | 
 def _for_loading(url: str) -> Format | None:
     """The format of what is there; None for the native one. ConfigurationError if nothing is."""
     found = next((each for each in FORMATS if each.load().recognises(url)), None)
+    if found is None and is_file(url):
+        raise CorruptCheckpoint(
+            f"{url} is a file in no format that is known: it is damaged, or holds no model and no weights"
+        )
     if found is None and not native.recognises(url):
         raise ConfigurationError(f"there is no model, and no weights in a format that is known, at {url}")
     return found

@@ -91,6 +91,9 @@ def _settings(class_name: str, settings: dict[str, Any]) -> dict[str, Any]:
             settings["batch_shape"] = shape
         else:
             settings["input_shape"] = shape[1:]
+    axis = settings.get("axis")
+    if class_name == "BatchNormalization" and isinstance(axis, list) and len(axis) == 1:
+        settings["axis"] = axis[0]
     if settings.get("reduction") == "auto":
         settings["reduction"] = "sum_over_batch_size"
     if "reduction" in settings and isinstance(settings.get("fn"), str):

@@ -84,8 +84,8 @@ def load_weights(model: Model, path: str, *, skip_mismatch: bool = False, by_nam
 
 def _load(model: Model, path: str, entries: Mapping[str, bytes], *, skip_mismatch: bool = False) -> Status:
     where = f"{path}: {WEIGHTS}"
-    with hdf5.reading(where, entries[WEIGHTS]) as found:
-        return weights_h5.restore(model, found.arrays, where, skip_mismatch=skip_mismatch)
+    with hdf5.reading(where, entries[WEIGHTS]) as file:
+        return weights_h5.restore(model, file, where, skip_mismatch=skip_mismatch)
 
 
 def _entries(path: str) -> dict[str, bytes]:

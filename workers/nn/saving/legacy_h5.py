@@ -14,11 +14,13 @@ from storage.errors import ConfigurationError, CorruptCheckpoint, IncompatibleCh
 from storage.formats import hdf5
 from storage.naming import listed
 from storage.strict_json import parse
+from workers.nn.model import Functional
 from workers.nn.registration import custom_object_scope
 from workers.nn.saving import keras2
 from workers.nn.saving.documents import KERAS_VERSION, MAX_DEPTH
 from workers.nn.saving.objects import deserialize, serialize
 from workers.nn.saving.optimizer_order import by_order, in_order
+from workers.nn.saving.seeds import restore_seed, seed_attribute
 from workers.nn.saving.state import OPTIMIZER, WEIGHTS, Status, assign, mismatch
 from workers.nn.variables import Variable
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 _LAYERS, _NAMES = "layer_names", "weight_names"
 _MODEL, _TRAINING = "model_config", "training_config"
 _MODEL_WEIGHTS, _OPTIMIZER_WEIGHTS, _TOP = "model_weights", "optimizer_weights", "top_level_model_weights"
-_SEED = "holdfast_seed"
 
 LEGACY = frozenset({_LAYERS, f"{_LAYERS}0", _MODEL, _MODEL_WEIGHTS})
 """One of these is in the root of such a file."""
@@ -53,25 +54,21 @@ def save_model(model: Model, path: str, *, include_optimizer: bool = True) -> No
     """
     if not model.built:
         raise ConfigurationError(f"{path}: the model is not built: call it on data, or build it")
-    stored = model
+    stored = model.without_added if isinstance(model, Functional) else model
     if stored is not model:
         warnings.warn(
             f"{path}: a .h5 file holds no losses and metrics that were added to the model itself: "
             "save it as .keras, or to a directory",
             stacklevel=4,
         )
-    root: dict[str, hdf5.Attribute] = {
-        **_writer(),
-        _MODEL: json.dumps(keras2.classic_model(serialize(stored))),
-    }
+    root = _writer() | seed_attribute(model)
+    root[_MODEL] = json.dumps(keras2.classic_model(serialize(stored)))
     compiled = model.get_compile_config() if include_optimizer else None
     if compiled is not None:
         root[_TRAINING] = json.dumps(keras2.training_config(compiled))
-    if model.seed is not None:
-        root[_SEED] = str(model.seed)
     arrays, attributes = _weights(stored, f"{_MODEL_WEIGHTS}/")
     if compiled is not None and model.optimizer.built:
-        values = dict(in_order(model.optimizer, _paths(model)))
+        values = dict(in_order(model.optimizer, _paths(stored)))
         attributes[_OPTIMIZER_WEIGHTS] = {_NAMES: [*values]}
         arrays |= {f"{_OPTIMIZER_WEIGHTS}/{name}": value for name, value in values.items()}
     hdf5.write(path, arrays, {"": root, **attributes})
@@ -144,9 +141,7 @@ def load_model(path: str, *, custom_objects: Mapping[str, Any] | None = None, co
             _compile(model, training, custom_objects)
             if _OPTIMIZER_WEIGHTS in file.groups:
                 _restore_optimizer(model, file, path)
-        seed = root.text(_SEED)
-        if seed is not None and seed.isdecimal() and len(seed) < 20:
-            model.seed = int(seed)
+        restore_seed(model, root)
     return model
 
 

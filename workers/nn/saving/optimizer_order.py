@@ -23,15 +23,16 @@ _BY_VARIABLE = frozenset({"Ftrl"})
 
 
 def in_order(optimizer: Optimizer, paths: Mapping[int, str]) -> Iterator[tuple[str, Any]]:
-    """Names and values as they are written; `paths` are those of the trained variables by their ids."""
+    """Names and values as they are written; `paths` are those of the model's variables, in order, by ids."""
     kind = type(optimizer).__name__
     yield f"{kind}/iter:0", optimizer.variables[0].numpy()
     slots = optimizer.slot_variables
-    pairs = [(slot, place) for slot in slots for place in range(len(optimizer.targets))]
+    place_of = {id(target): place for place, target in enumerate(optimizer.targets)}
+    places = [(place_of[key], path) for key, path in paths.items() if key in place_of]
+    pairs = [(slot, *each) for slot in slots for each in places]
     if kind in _BY_VARIABLE:
-        pairs.sort(key=lambda pair: pair[1])
-    for slot, place in pairs:
-        path = paths[id(optimizer.targets[place])]
+        pairs = [(slot, *each) for each in places for slot in slots]
+    for slot, place, path in pairs:
         yield f"{kind}/{path}/{slot.partition('_')[2] or slot}:0", slots[slot][place].numpy()
 
 
@@ -45,30 +46,30 @@ def by_order(optimizer: Optimizer, arrays: Mapping[str, Any], where: str) -> dic
     first = next(iter(rest), None)
     if first is not None and tuple(rest[first].shape) == ():
         found[0] = rest.pop(first)
-    variables = optimizer.variables
-    slots = {id(each) for of_slot in optimizer.slot_variables.values() for each in of_slot}
     second = next(iter(rest), None)
     if second is not None and _last(second) == _RATE:
         rate = rest.pop(second)
         if isinstance(optimizer.learning_rate, Variable):
             found[1] = rate
-    places = [place for place, variable in enumerate(variables) if id(variable) in slots]
+    of_slots = [*optimizer.slot_variables.values()]
+    place_of = {id(variable): place for place, variable in enumerate(optimizer.variables)}
+    if _is_by_slot([*rest], len(optimizer.targets)):
+        places = [place_of[id(variable)] for of_slot in of_slots for variable in of_slot]
+    else:
+        places = sorted(place_of[id(variable)] for of_slot in of_slots for variable in of_slot)
     if len(rest) != len(places):
         raise IncompatibleCheckpoint(
             f"{where} has {len(rest)} arrays of the optimizer's state, and {type(optimizer).__name__} of "
             f"this model has {len(places)}"
         )
-    names = _interleaved([*rest], len(optimizer.targets))
-    return found | {place: rest[name] for place, name in zip(places, names, strict=True)}
+    return found | dict(zip(places, rest.values(), strict=True))
 
 
-def _interleaved(names: Sequence[str], count: int) -> list[str]:
-    """The names variable by variable, where they are slot by slot: "dense/kernel/m", "dense/bias/m", ..."""
+def _is_by_slot(names: Sequence[str], count: int) -> bool:
+    """Whether names are slot by slot, of so many variables: "dense/kernel/m", "dense/bias/m", ..."""
     by_slot = [names[i : i + count] for i in range(0, len(names), count)] if count > 1 else []
     ends = [{_last(name) for name in of_slot} for of_slot in by_slot]
-    if len(ends) < 2 or any(len(each) != 1 for each in ends) or len(set.union(*ends)) != len(ends):
-        return [*names]
-    return [name for together in zip(*by_slot, strict=True) for name in together]
+    return len(ends) > 1 and all(len(each) == 1 for each in ends) and len(set.union(*ends)) == len(ends)
 
 
 def _last(name: str) -> str:

@@ -69,8 +69,17 @@ def assign(
     status = planned(variables, arrays, where, skip_mismatch=skip_mismatch)
     values = {name: np.asarray(arrays[name]) for name in status.restored}
     for name, value in values.items():
-        variables[name].assign(value)
+        if not is_rounded(variables[name], value):
+            variables[name].assign(value)
     return status
+
+
+def is_rounded(variable: Variable, value: Any) -> bool:
+    """Whether a number is what the variable holds already, but for its digits.
+
+    Keras's files hold a learning rate as float32, and beside it in the settings as it was given.
+    """
+    return value.shape == () and value.dtype == np.float32 and bool(np.float32(variable.numpy()) == value)
 
 
 def planned(

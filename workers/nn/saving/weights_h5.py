@@ -16,16 +16,19 @@ from workers.nn.layers.base import Layer
 from workers.nn.lookup import snake_case
 from workers.nn.model import Functional
 from workers.nn.saving import legacy_h5
+from workers.nn.saving.seeds import restore_seed, seed_attribute
 from workers.nn.saving.state import OPTIMIZER, WEIGHTS, Status, assign
 from workers.nn.sequential import Sequential
 from workers.nn.variables import Variable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from workers.nn.model import Model
 
 _SEEDS = "seed_generator"
+_INTERNAL = frozenset({"_calls", "_functional_layers", "_order", "_sequence", "_source", "optimizer"})
+"""Attributes of ours in which Keras has no layers, or has them as `layers`."""
 
 
 def recognises(path: str) -> bool:
@@ -44,16 +47,19 @@ def load_weights(model: Model, path: str, *, skip_mismatch: bool = False, by_nam
     `by_name` says nothing: places decide. Raises IncompatibleCheckpoint, and changes nothing, where shapes
     differ or nothing fits.
     """
-    with hdf5.reading(path) as found:
-        return restore(model, found.arrays, path, skip_mismatch=skip_mismatch)
+    with hdf5.reading(path) as file:
+        return restore(model, file, path, skip_mismatch=skip_mismatch)
 
 
 def contents(
     model: Model, *, include_optimizer: bool = True
-) -> tuple[dict[str, Any], dict[str, Mapping[str, str]]]:
-    """The arrays of a file by their paths, and the names of layers, as Keras writes them."""
+) -> tuple[dict[str, Any], dict[str, Mapping[str, hdf5.Attribute]]]:
+    """The arrays of a file by their paths, and the names of layers, as Keras writes them.
+
+    The seed of a model that was trained is an attribute of the root, which Keras does not look at.
+    """
     arrays: dict[str, Any] = {}
-    names: dict[str, Mapping[str, str]] = {}
+    names: dict[str, Mapping[str, hdf5.Attribute]] = {"": seed_attribute(model)}
     for path, layer in _places(model):
         place = f"{path}/vars" if path else "vars"
         names[place] = {"name": layer.name}
@@ -70,10 +76,9 @@ def contents(
     return arrays, names
 
 
-def restore(
-    model: Model, arrays: Mapping[str, hdf5.Dataset], where: str, *, skip_mismatch: bool = False
-) -> Status:
-    """In place. Give the model what such arrays hold."""
+def restore(model: Model, file: hdf5.Contents, where: str, *, skip_mismatch: bool = False) -> Status:
+    """In place. Give the model what a file holds; the seed, too, if the optimizer goes on."""
+    arrays = file.arrays
     ours = {id(variable): f"{WEIGHTS}/{path}" for path, variable in model.named_variables().items()}
     variables: dict[str, Variable] = {}
     names: dict[str, str] = {}
@@ -90,7 +95,10 @@ def restore(
             variables[name] = variable
             names[f"{OPTIMIZER}/vars/{i}"] = name
     found = {names.get(path, path): array for path, array in arrays.items() if _SEEDS not in path.split("/")}
-    return assign(variables, found, where, skip_mismatch=skip_mismatch)
+    status = assign(variables, found, where, skip_mismatch=skip_mismatch)
+    if f"{OPTIMIZER}/iteration" in status.restored:
+        restore_seed(model, file.groups[""])
+    return status
 
 
 def _places(owner: Layer, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Layer]]:
@@ -106,26 +114,34 @@ def _places(owner: Layer, prefix: str = "", seen: set[int] | None = None) -> Ite
 
 def _sublayers(owner: Layer) -> Iterator[tuple[str, Layer]]:
     if isinstance(owner, Functional | Sequential):
-        yield from _numbered("layers", [child for _, child in owner.children() if isinstance(child, Layer)])
-        return
-    attributes = {key: value for key, value in vars(owner).items() if key not in ("_calls", "optimizer")}
+        yield from _members("layers", owner.layers)
+    attributes = {key: value for key, value in vars(owner).items() if key not in _INTERNAL}
     for key in sorted(attributes, key=lambda key: (key.startswith("_"), key)):
         value = attributes[key]
         if isinstance(value, Layer):
             yield key, value
         elif isinstance(value, list | tuple | dict):
-            items = value.values() if isinstance(value, dict) else value
-            yield from _numbered(key, [item for item in items if isinstance(item, Layer)])
+            yield from _members(key, value)
 
 
-def _numbered(container: str, layers: Iterable[Layer]) -> Iterator[tuple[str, Layer]]:
-    """The members of a container by their classes, the second of a class with a number."""
+def _members(container: str, items: Any) -> Iterator[tuple[str, Layer]]:
+    """The layers in a container by their classes, the second of a class with a number.
+
+    Containers within it are called "container".
+    """
     counts: Counter[str] = Counter()
-    for layer in layers:
-        name = snake_case(type(layer).__name__)
+    for item in items.values() if isinstance(items, dict) else items:
+        within = isinstance(item, list | tuple | dict)
+        if not within and not isinstance(item, Layer):
+            continue
+        name = "container" if within else snake_case(type(item).__name__)
         number = counts[name]
         counts[name] += 1
-        yield f"{container}/{name}_{number}" if number else f"{container}/{name}", layer
+        path = f"{container}/{name}_{number}" if number else f"{container}/{name}"
+        if within:
+            yield from _members(path, item)
+        else:
+            yield path, item
 
 
 def _own(layer: Layer) -> list[Variable]:
