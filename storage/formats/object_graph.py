@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from storage.formats.protobuf import messages, parse, signed, text
+from storage.formats.protobuf import messages, parse, signed, text, written
 
 if TYPE_CHECKING:
     from storage.formats.protobuf import Message
@@ -25,6 +25,8 @@ class Node:
     """The tensors' names in the checkpoint by their own, which is `VALUE` for a variable."""
     slots: dict[tuple[int, str], int]
     """By (variable, slot's name), the objects that hold an optimizer's state."""
+    name: str = ""
+    """The variable's own name, where it is one: no part of a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class ObjectGraph:
             if any(not 0 <= number < len(nodes) for number in named):
                 raise ValueError("it names objects that it does not have")
         return cls(nodes)
+
+    def written(self) -> bytes:
+        """As a `TrackableObjectGraph`."""
+        return written(*((1, _written(node)) for node in self.nodes))
 
     def find(self, path: str, start: int = 0) -> int | None:
         """The object at "layer/kernel" below another one; None if there is none."""
@@ -73,4 +79,12 @@ def _node(message: Message) -> Node:
         {text(child, 2): signed(child, 1) for child in messages(message, 1)},
         {text(tensor, 1): text(tensor, 3) for tensor in messages(message, 2)},
         {(signed(s, 1), text(s, 2)): signed(s, 3) for s in messages(message, 3)},
+        next((text(tensor, 2) for tensor in messages(message, 2) if text(tensor, 1) == VALUE), ""),
     )
+
+
+def _written(node: Node) -> bytes:
+    children = [(1, written((1, number), (2, name))) for name, number in node.children.items()]
+    tensors = [(2, written((1, n), (2, node.name), (3, key))) for n, key in node.tensors.items()]
+    slots = [(3, written((1, target), (2, n), (3, number))) for (target, n), number in node.slots.items()]
+    return written(*children, *tensors, *slots, (5, written((1, 1)) if children or tensors else b""))

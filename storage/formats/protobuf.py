@@ -1,4 +1,4 @@
-"""The wire format of protocol buffers, read without a schema and without trust. Pure.
+"""The wire format of protocol buffers, read without a schema and without trust, and written. Pure.
 
 Source: the documented encoding (protobuf.dev, "Encoding"). Of a message there are the fields by number, each
 with its values in order: integers of varints, bytes of what has a length, integers of fixed sizes.
@@ -80,6 +80,34 @@ def messages(message: Message, field: int) -> list[Message]:
             raise ValueError(f"field {field} is no message")  # noqa: TRY004 a fault of the file
         found.append(parse(value))
     return found
+
+
+def written(*fields: tuple[int, int | str | bytes]) -> bytes:
+    """A message of these fields, by number: an integer as a varint, text and bytes with their length."""
+    found = bytearray()
+    for number, value in fields:
+        if isinstance(value, int):
+            found += varint_of(number << 3 | _VARINT) + varint_of(value)
+        else:
+            raw = value.encode() if isinstance(value, str) else value
+            found += varint_of(number << 3 | _BYTES) + varint_of(len(raw)) + raw
+    return bytes(found)
+
+
+def written_fixed32(number: int, value: int) -> bytes:
+    """A field that holds 32 bits."""
+    return varint_of(number << 3 | _FIXED32) + value.to_bytes(4, "little")
+
+
+def varint_of(value: int) -> bytes:
+    """A number of at most 64 bits, which may be negative, in groups of seven."""
+    value &= (1 << 64) - 1
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
 
 
 def _taken(data: bytes, place: int, length: int) -> tuple[bytes, int]:

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING
 
 from crc32c import crc32c
 
-from storage.formats.protobuf import varint
+from storage.formats.protobuf import varint, varint_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 FOOTER_NBYTES = 48
 MAGIC = 0xDB4775248B80FB57
 _TRAILER_NBYTES = 5
 _COMPRESSIONS = {1: "snappy", 2: "zstd"}
+_RESTART_EVERY = 16
+_BLOCK_NBYTES = 256 << 10
+_MAX_KEYS_PER_BYTE, _MAX_KEYS_NBYTES = 64, 1 << 30
+"""How long all keys may be together: what they share is stored once, so that few bytes could promise many."""
 
 
 def masked_crc(data: bytes | memoryview, crc: int = 0) -> int:
@@ -39,8 +43,62 @@ def entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     statistics, place = _handle(footer, 0)
     index, _ = _handle(footer, place)
     list(_block(data, statistics))  # which nobody needs, but damage there is damage too
+    left = min(_MAX_KEYS_PER_BYTE * len(data) + (1 << 20), _MAX_KEYS_NBYTES)
+    behind, last = 0, None
     for _, value in _block(data, index):
-        yield from _block(data, _handle(value, 0)[0])
+        (offset, size), _ = _handle(value, 0)
+        if offset < behind:
+            raise ValueError(f"the block at {offset} lies before others")
+        behind = offset + size
+        for key, entry in _block(data, (offset, size)):
+            left -= len(key)
+            if left < 0:
+                raise ValueError("its keys are longer together than such a file can need")
+            if last is not None and key <= last:
+                raise ValueError("its keys are in no order")
+            last = key
+            yield key, entry
+
+
+def table(items: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A table of keys and values, which come in the order of the keys."""
+    found = bytearray()
+    index: list[tuple[bytes, bytes]] = []
+    waiting: list[tuple[bytes, bytes]] = []
+    nbytes = 0
+    for item in items:
+        waiting.append(item)
+        nbytes += len(item[0]) + len(item[1])
+        if nbytes >= _BLOCK_NBYTES:
+            index.append((waiting[-1][0], _append_block(found, waiting)))
+            waiting, nbytes = [], 0
+    if waiting:
+        index.append((waiting[-1][0], _append_block(found, waiting)))
+    handles = _append_block(found, []) + _append_block(found, index, restart_every=1)
+    return bytes(found + handles.ljust(FOOTER_NBYTES - 8, b"\0") + MAGIC.to_bytes(8, "little"))
+
+
+def _append_block(
+    found: bytearray, items: Iterable[tuple[bytes, bytes]], restart_every: int = _RESTART_EVERY
+) -> bytes:
+    """In place. Add a block to the file; returns where it is, as the index has it."""
+    block, restarts, before = bytearray(), [0], b""
+    for i, (key, value) in enumerate(items):
+        shared = 0
+        if i % restart_every:
+            longest = min(len(before), len(key))
+            shared = next((n for n in range(longest) if before[n] != key[n]), longest)
+        elif i:
+            restarts.append(len(block))
+        own = key[shared:]
+        block += varint_of(shared) + varint_of(len(own)) + varint_of(len(value)) + own + value
+        before = key
+    for each in (*restarts, len(restarts)):
+        block += each.to_bytes(4, "little")
+    place = varint_of(len(found)) + varint_of(len(block))
+    block.append(0)
+    found += block + masked_crc(bytes(block)).to_bytes(4, "little")
+    return place
 
 
 def _handle(data: bytes, place: int) -> tuple[tuple[int, int], int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint
 from storage.formats import protobuf, sstable
-from storage.formats.tensor_bundle import TensorBundle, open_bundle
+from storage.formats.tensor_bundle import DTYPES, TensorBundle, open_bundle, write_bundle
+from storage.formats.tensor_slices import Slice
 
-if TYPE_CHECKING:
-    from pathlib import Path
+Slices: TypeAlias = tuple[bytes, dict[bytes, bytes], list[list[tuple[int, int]]]]
 
 FILES = [
     ("tf_checkpoint_weights", "cp.ckpt", "expected_tensors.npz"),
@@ -154,13 +155,191 @@ def test_sizes_are_checked_before_anything_is_allocated(copy: Path, monkeypatch:
         bundle.get_tensor("x")
 
 
-def test_partitioned_variables_are_refused_by_name(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = b"\x08\x01\x12\x04\x12\x02\x08\x04\x3a\x00"
-    monkeypatch.setattr(
-        "storage.formats.tensor_bundle.entries", lambda data: iter([(b"", b"\x08\x01"), (b"x", entry)])
-    )
-    with pytest.raises(ConfigurationError, match="x is stored in slices of a partitioned variable"):
-        open_bundle(str(copy)).get_tensor("x")
+def pieces(tmp_path: Path, whole: np.ndarray, cuts: list[tuple[slice, ...]]) -> tuple[str, Slices]:
+    """A checkpoint of one tensor in pieces, and what its index says of each piece."""
+    extents = [[(s.start, s.stop - s.start) for s in cut] for cut in cuts]
+    keys = [Slice(tuple(each)).key("whole") for each in extents]
+    named = dict(zip(keys, cuts, strict=True))
+    path = str(tmp_path / "cut")
+    write_bundle(path, {f"piece{i}": whole[named[key]] for i, key in enumerate(sorted(keys))})
+    entries = dict(sstable.entries((tmp_path / "cut.index").read_bytes()))
+    of_pieces = {key: entries.pop(f"piece{i}".encode()) for i, key in enumerate(sorted(keys))}
+    return path, (entries[b""], of_pieces, extents)
+
+
+def write_cut(path: str, shape: tuple[int, ...], found: Slices) -> None:
+    header, of_pieces, extents = found
+    dims = protobuf.written(*((2, protobuf.written((1, n))) for n in shape))
+    places = [
+        (7, protobuf.written(*((1, protobuf.written((1, a), (2, n))) for a, n in each))) for each in extents
+    ]
+    entry = protobuf.written((1, 1), (2, dims), *places)
+    table = sstable.table([(b"", header), *sorted(of_pieces.items()), (b"whole", entry)])
+    Path(f"{path}.index").write_bytes(table)
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        [(slice(0, 3), slice(0, 6)), (slice(3, 5), slice(0, 6))],
+        [(slice(0, 5), slice(4, 6)), (slice(0, 5), slice(0, 1)), (slice(0, 5), slice(1, 4))],
+        [(slice(0, 2), slice(0, 6)), (slice(2, 5), slice(0, 3)), (slice(2, 5), slice(3, 6))],
+    ],
+)
+def test_row_19_a_partitioned_variable_is_put_together(tmp_path: Path, cuts: list[tuple[slice, ...]]) -> None:
+    whole = np.arange(30, dtype=np.float32).reshape(5, 6)
+    path, found = pieces(tmp_path, whole, cuts)
+    write_cut(path, whole.shape, found)
+    bundle = open_bundle(path)
+    assert bundle.get_variable_to_shape_map() == {"whole": [5, 6]}
+    assert np.array_equal(bundle.get_tensor("whole"), whole)
+    bundle.verify()
+
+
+def test_pieces_that_are_not_the_whole_are_refused_before_there_is_room_for_it(tmp_path: Path) -> None:
+    whole = np.arange(8, dtype=np.float32)
+    path, found = pieces(tmp_path, whole, [(slice(0, 4),), (slice(4, 8),)])
+    header, of_pieces, extents = found
+    for shape, places, message in [
+        ((1 << 40,), extents, "its pieces are not the whole"),
+        ((8,), [[(0, 4)], [(0, 4)]], "its pieces overlap"),
+        ((8,), [[(0, 4)], [(6, 4)]], "a piece has the indices 6 to 10 of 8"),
+        ((8,), [[(0, 4)], [(-4, 4)]], "a piece has the indices -4 to 0 of 8"),
+        ((8,), [[(0, 3)], [(3, 5)]], "one of its pieces is missing"),
+        ((8, 1), extents, "a piece has 1 dimensions of 2"),
+    ]:
+        write_cut(path, shape, (header, of_pieces, places))
+        with pytest.raises(CorruptCheckpoint, match=message):
+            open_bundle(path).get_tensor("whole")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(0, "80"), (63, "bf"), (64, "c040"), (-1, "7f"), (-64, "40"), (-65, "3fbf"), (8191, "dfff")],
+)
+def test_pieces_have_the_keys_that_tensorflow_gives_them(number: int, code: str) -> None:
+    key = Slice(((number, None),)).key("a\0b")
+    assert key.hex() == "00" + "6100ff62" + "0001" + "0101" + code + "7f"
+
+
+def everything() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    found: dict[str, Any] = {
+        f"kind/{dtype.name}": (rng.integers(0, 2, (3, 5)).astype(dtype)) for dtype in DTYPES.values()
+    }
+    strings = np.array([[b"", b"\0\xff", "\u00e9".encode()], [b"a" * 300, b"b", b"c"]], object)
+    empty = np.zeros((0, 7), np.float64)
+    return found | {"strings": strings, "string": b"one", "empty": empty, "scalar": np.float16(1.5)}
+
+
+def test_row_29_what_is_written_is_read_with_all_types(tmp_path: Path) -> None:
+    path, tensors = str(tmp_path / "ckpt"), everything()
+    write_bundle(path, tensors)
+    bundle = open_bundle(path)
+    bundle.verify()
+    assert {*bundle.get_variable_to_shape_map()} == {*tensors}
+    for name, value in tensors.items():
+        found = bundle.get_tensor(name)
+        if isinstance(value, bytes):
+            assert found == value
+        else:
+            assert (found.shape, found.dtype) == (value.shape, value.dtype), name
+            assert np.array_equal(found, value), name
+
+
+def test_row_29_many_tensors_lie_in_many_blocks_of_the_index(tmp_path: Path) -> None:
+    path = str(tmp_path / "ckpt")
+    names = [
+        f"layer_with_weights-{i}/a_rather_long_name_of_an_attribute/{'x' * (i % 7)}" for i in range(6000)
+    ]
+    write_bundle(path, {name: np.int32(i) for i, name in enumerate(names)})
+    bundle = open_bundle(path)
+    assert (tmp_path / "ckpt.index").stat().st_size > 256 << 10
+    assert [bundle.get_tensor(name) for name in names[::97]] == [*range(0, 6000, 97)]
+
+
+def test_row_5_writing_again_replaces_the_checkpoint_at_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "ckpt")
+    for i in range(4):
+        write_bundle(path, {"x": np.full(1000, i, np.float32)})
+        assert open_bundle(path).get_tensor("x")[0] == i
+        assert len([*tmp_path.glob("ckpt.data-00000-of-*")]) == 1
+    old = open_bundle(path)
+    index = (tmp_path / "ckpt.index").read_bytes()
+    write_bundle(path, {"x": np.full(1000, 9, np.float32)})
+    with pytest.raises(CorruptCheckpoint, match="the file is missing"):  # and never half of each
+        old.get_tensor("x")
+    assert index != (tmp_path / "ckpt.index").read_bytes()
+
+
+def test_what_tensorflow_has_no_type_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="x is of datetime64"):
+        write_bundle(str(tmp_path / "ckpt"), {"x": np.zeros(3, "datetime64[s]")})
+
+
+def test_a_type_that_only_tensorflow_can_read_spoils_nothing_else(tmp_path: Path) -> None:
+    write_bundle(str(tmp_path / "ckpt"), {"x": np.float32(2)})
+    items = dict(sstable.entries((tmp_path / "ckpt.index").read_bytes()))
+    items[b"iterator"] = protobuf.written((1, 21), (2, b""))
+    (tmp_path / "ckpt.index").write_bytes(sstable.table(sorted(items.items())))
+    bundle = open_bundle(str(tmp_path / "ckpt"))
+    assert bundle.get_variable_to_dtype_map() == {"x": "float32", "iterator": "variant"}
+    assert bundle.get_tensor("x") == 2
+    with pytest.raises(ConfigurationError, match="iterator holds values of TensorFlow's type variant"):
+        bundle.get_tensor("iterator")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (protobuf.written((1, 1), (3, 1)), "a tensor lies in file 1 of 1"),
+        (protobuf.written((1, 1), (4, -1)), "a tensor lies at"),
+        (protobuf.written((1, 1), (5, -8)), "a tensor lies at"),
+        (protobuf.written((1, 99)), "the type number 99"),
+        (protobuf.written((1, 1), (2, protobuf.written((2, protobuf.written((1, -3)))))), "the shape"),
+        (b"\x08", "cut off"),
+    ],
+)
+def test_an_index_that_says_the_impossible_is_refused(tmp_path: Path, entry: bytes, message: str) -> None:
+    header = protobuf.written((1, 1))
+    (tmp_path / "ckpt.index").write_bytes(sstable.table([(b"", header), (b"x", entry)]))
+    with pytest.raises(CorruptCheckpoint, match=message):
+        open_bundle(str(tmp_path / "ckpt"))
+
+
+@pytest.mark.parametrize("size", [1 << 62, (1 << 63) - 1])
+def test_a_shape_that_overflows_is_refused(tmp_path: Path, size: int) -> None:
+    dims = protobuf.written(*((2, protobuf.written((1, n))) for n in (size, size, 16)))
+    nothing = protobuf.written(*((2, protobuf.written((1, n))) for n in (size, 0)))
+    entries = [(b"", protobuf.written((1, 1))), (b"e", protobuf.written((1, 1), (2, nothing)))]
+    entries += [(b"s", protobuf.written((1, 7), (2, dims))), (b"x", protobuf.written((1, 1), (2, dims)))]
+    (tmp_path / "ckpt.index").write_bytes(sstable.table(entries))
+    (tmp_path / "ckpt.data-00000-of-00001").write_bytes(b"")
+    bundle = open_bundle(str(tmp_path / "ckpt"))
+    for name in ("e", "s", "x"):
+        with pytest.raises(CorruptCheckpoint, match=r"ckpt\.data-00000-of-00001"):
+            bundle.get_tensor(name)
+
+
+def test_an_index_whose_parts_are_used_again_and_again_is_refused() -> None:
+    """Few bytes that say much: the same block many times, and keys that share a long beginning."""
+    good = sstable.table([(b"a", b"")])
+    assert [*sstable.entries(good)] == [(b"a", b"")]
+    body = bytearray()
+    block = sstable._append_block(body, [(b"a", b"")])
+    statistics = sstable._append_block(body, [])
+    index = sstable._append_block(body, [(b"k%d" % i, block) for i in range(3)], restart_every=1)
+    footer = (statistics + index).ljust(40, b"\0") + sstable.MAGIC.to_bytes(8, "little")
+    with pytest.raises(ValueError, match="lies before others"):
+        list(sstable.entries(bytes(body) + footer))
+    long = [(b"k" * 5000 + i.to_bytes(2, "big"), b"") for i in range(1000)]
+    repeated = sstable._append_block  # which shares whatever it can
+    body = bytearray()
+    block = repeated(body, long, restart_every=1 << 30)
+    statistics, index = repeated(body, []), repeated(body, [(b"z", block)])
+    footer = (statistics + index).ljust(40, b"\0") + sstable.MAGIC.to_bytes(8, "little")
+    with pytest.raises(ValueError, match="longer together"):
+        list(sstable.entries(bytes(body) + footer))
 
 
 def test_a_bundle_is_read_from_any_store(golden: Path) -> None:

@@ -30,7 +30,7 @@ class Format:
 
     The module has `save_weights(model, path)`, `load_weights(model, path, ...)` and `recognises(path)`, and
     for whole models `save_model(model, path, include_optimizer=)` and `load_model(path, custom_objects=,
-    compile=)`.
+    compile=)`, or `why_no_model(path)`, the message if one asks for a model.
     """
 
     name: str
@@ -55,6 +55,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format("Keras's file", "workers.nn.saving.keras_file", (".keras",), save_formats=("keras",)),
     Format("Keras 2's file", "workers.nn.saving.legacy_h5", (".h5", ".hdf5"), save_formats=("h5",)),
+    Format("TensorFlow's checkpoint", "workers.nn.saving.tensorflow", (".index",), holds_models=False),
 )
 """Those with the longest endings first."""
 
@@ -97,7 +98,10 @@ def load_model(
     url = _url(path)
     found = _for_loading(url)
     if found is not None and not found.holds_models:
-        raise ConfigurationError(f"{url}: {found.name} holds weights alone: make the model, and load_weights")
+        why = getattr(found.load(), "why_no_model", None)
+        raise ConfigurationError(
+            why(url) if why else f"{url}: {found.name} holds weights alone: make the model, and load_weights"
+        )
     module: Any = native if found is None else found.load()
     return module.load_model(url, custom_objects=custom_objects, compile=compile)
 

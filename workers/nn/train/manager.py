@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage import families
 from storage.errors import CheckpointError, HoldfastError
+from storage.formats import tensorflow_files
 from storage.store import check_url
 from workers.nn.lookup import check
 from workers.nn.train.keeping import Plan, Rule, Saved, plan, with_saved
@@ -71,7 +72,8 @@ class CheckpointManager:
     `keep_checkpoint_every_n_hours` after the last such one. With `checkpoint_interval`, `save` does nothing
     until `step_counter` has come so far. `init_fn` is called by `restore_or_initialize` where nothing can be
     restored. What a manager of an earlier process kept is found from a listing; one that is partial or
-    damaged is skipped, and logged. Source: TensorFlow's `tf.train.CheckpointManager`.
+    damaged is skipped, and logged. It goes on from checkpoints of TensorFlow, too, whose files it never
+    deletes. Source: TensorFlow's `tf.train.CheckpointManager`.
     """
 
     def __init__(
@@ -175,6 +177,8 @@ class CheckpointManager:
         if address is not None:
             self._latest = address
             self._take_over(open_stored(address), [each.name for each in found])
+        else:
+            self._take_over_tensorflows()
         self._is_resumed = True
 
     def _take_over(self, latest: Stored, names: Sequence[str]) -> None:
@@ -188,6 +192,15 @@ class CheckpointManager:
             float(at) if isinstance(at, int | float) else self._keeper.preserved_at,
             [f"{here}{name}" for name in names if name in deleted],
         )
+
+    def _take_over_tensorflows(self) -> None:
+        """In place. Go on from what a manager of TensorFlow kept."""
+        self._latest = tensorflow_files.latest_in(self._directory)
+        if self._latest is not None:
+            here = self._prefix.removesuffix(self._name)
+            paths = [f"{here}{name}" for name in tensorflow_files.names_in(self._directory)]
+            paths = [path for path in paths if tensorflow_files.is_prefix(path)] or [self._latest]
+            self._keeper.resume([Saved(path, 0.0) for path in paths], self._keeper.preserved_at)
 
 
 def _texts(value: object) -> list[str]:

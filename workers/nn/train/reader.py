@@ -8,9 +8,11 @@ import numpy as np
 
 from storage import families
 from storage.errors import ConfigurationError
+from storage.formats import tensorflow_files
 from storage.naming import listed
+from workers.nn.saving import tensorflow
 from workers.nn.saving.native import MODEL, WEIGHTS
-from workers.nn.train.stored import CHECKPOINT, open_stored
+from workers.nn.train.stored import CHECKPOINT, is_stored, open_stored
 
 if TYPE_CHECKING:
     import os
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from workers.nn.numerics import Array
 
 _KINDS = (CHECKPOINT, WEIGHTS, MODEL)
-_TENSORFLOW_ENDING = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def latest_checkpoint(
@@ -27,23 +28,28 @@ def latest_checkpoint(
 ) -> str | None:
     """The path of what was saved last in a directory and is good; None if there is none.
 
-    It is found from a listing: no file has to say so, and `latest_filename` is taken for TensorFlow's sake.
-    What is partial or damaged is skipped, and logged with the reason; every byte is read for that, unless
-    `verify` is False.
+    It is found from a listing: no file has to say so. Of TensorFlow's checkpoints, where there are no others,
+    it is the one that the file `checkpoint`, or `latest_filename`, names, else the one of the last name. What
+    is partial or damaged is skipped, and logged with the reason; every byte is read for that, unless `verify`
+    is False.
     """
-    return families.newest(str(checkpoint_dir), _KINDS, verify=verify)
+    directory = str(checkpoint_dir)
+    newest = families.newest(directory, _KINDS, verify=verify)
+    return newest or tensorflow_files.latest_in(directory, latest_filename, verify=verify)
 
 
 def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReader:
-    """A reader of a checkpoint, or of the latest of a directory. ConfigurationError if there is none."""
+    """A reader of a checkpoint, or of the latest of a directory, of ours or of TensorFlow.
+
+    Raises ConfigurationError if there is none, CorruptCheckpoint.
+    """
     path = str(ckpt_dir_or_file)
-    try:
-        stored = open_stored(path)
-    except ConfigurationError:
-        latest = latest_checkpoint(path, verify=False)
-        if latest is None:
-            raise
-        stored = open_stored(latest)
+    if not is_stored(path):
+        path = latest_checkpoint(path, verify=False) or path
+    if tensorflow.kind_beside(path) is None and tensorflow_files.is_prefix(path):
+        bundle = tensorflow.bundle_of(path)
+        return CheckpointReader(bundle.url, tensorflow.tensors_of(bundle))
+    stored = open_stored(path)
     return CheckpointReader(stored.where, stored.arrays)
 
 
@@ -60,7 +66,8 @@ def load_variable(ckpt_dir_or_file: str | os.PathLike[str], name: str) -> Array:
 class CheckpointReader:
     """The variables of a checkpoint by name: `net/l1/kernel`, as `workers.nn.train.structure` says.
 
-    TensorFlow's longer names, `net/l1/kernel/.ATTRIBUTES/VARIABLE_VALUE`, mean the same.
+    TensorFlow's longer names, `net/l1/kernel/.ATTRIBUTES/VARIABLE_VALUE`, mean the same. Of a checkpoint of
+    TensorFlow it has TensorFlow's names, and strings are objects of type bytes.
     """
 
     def __init__(self, where: str, arrays: Mapping[str, Any]) -> None:
@@ -85,20 +92,25 @@ class CheckpointReader:
             raise ConfigurationError(
                 f"{self._where} holds no {name!r}: it holds {listed(sorted(self._arrays)) or 'nothing'}"
             )
-        return np.asarray(self._arrays[name])
+        found = self._arrays[name]
+        return found.read() if isinstance(found, tensorflow.StoredTensor) else np.asarray(found)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
 
 
 class _Named(dict[str, Any]):
-    """Values by name, and by TensorFlow's name for it."""
+    """Values by name, and by TensorFlow's name for it, or the other way round."""
 
     def __missing__(self, name: str) -> Any:
-        short = name.removesuffix(_TENSORFLOW_ENDING)
-        if short == name:
-            raise KeyError(name)
-        return self[short]
+        for other in _other_names(name):
+            if super().__contains__(other):
+                return self[other]
+        raise KeyError(name)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and super().__contains__(name.removesuffix(_TENSORFLOW_ENDING))
+        return isinstance(name, str) and any(super(_Named, self).__contains__(n) for n in _other_names(name))
+
+
+def _other_names(name: str) -> tuple[str, str, str]:
+    return name, name.removesuffix(tensorflow.ENDING), name + tensorflow.ENDING

@@ -14,7 +14,8 @@ from workers.nn.awaited import Awaited
 from workers.nn.layers.base import Layer
 from workers.nn.optimizers.base import Optimizer
 from workers.nn.saving.state import Status, mismatch
-from workers.nn.train.structure import Stateful, below, children, prefixes, slots, structure_of
+from workers.nn.train.places import OwnPlaces
+from workers.nn.train.structure import Stateful, children, prefixes, structure_of
 from workers.nn.variables import Variable
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ class Restoration:
         self._below = Counter(part for name in self._unused for part in prefixes(name))
         self._waiting: weakref.WeakKeyDictionary[Awaited, set[str]] = weakref.WeakKeyDictionary()
         self._is_given_up = False
-        aliases = {part for name in stored.aliases for part in prefixes(name)}
-        self._known = {"", *self._below, *aliases}
+        self._places = stored.places or OwnPlaces(self._unused, stored.aliases)
 
     def begin(self) -> Status:
         """In place. Restore all that is there, and wait for the rest; the status tells how far it came.
@@ -121,9 +121,10 @@ class Restoration:
             if isinstance(each, Awaited) and (_is_unbuilt(each) or not isinstance(each, Layer | Optimizer)):
                 growing.append((each, found))
         for optimizer, found in optimizers:
-            own = slots(optimizer, lambda target: names.get(id(target)) or self._name_of(target))
-            for slot, variable in own:
-                place = below(found, slot)
+            own = self._places.slots(
+                optimizer, found, lambda target: names.get(id(target)) or self._name_of(target)
+            )
+            for place, variable in own:
                 if place in self.stored.arrays and self._name_of(variable) is None:
                     pairs.append((variable, place))
         return pairs, growing
@@ -136,9 +137,8 @@ class Restoration:
         while queue:
             parent, above = queue.popleft()
             for key, child in children(parent):
-                place = below(above, key)
-                place = self.stored.aliases.get(place, place)
-                if place not in self._known or (id(child), place) in seen:
+                place = self._places.child(parent, above, key)
+                if place is None or (id(child), place) in seen:
                     continue
                 seen.add((id(child), place))
                 found.append((child, place))

@@ -86,7 +86,7 @@ class Saver:
         return path
 
     def restore(self, save_path: str | os.PathLike[str]) -> None:
-        """In place. Give the variables the values of their names.
+        """In place. Give the variables the values of their names, also from files of TensorFlow's Saver.
 
         Raises IncompatibleCheckpoint, and changes nothing, where one has none there, or of another shape.
         """

@@ -8,18 +8,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage import zarr_arrays
-from storage.bundle import Bundle, kind_of, open_files, save_files
+from storage.bundle import Bundle, open_files, save_files
 from storage.errors import ConfigurationError, CorruptCheckpoint
 from storage.families import check_family
+from storage.formats.tensorflow_files import bundle_at, is_prefix
 from storage.naming import listed
-from workers.nn.saving import documents
+from workers.nn.saving import documents, tensorflow
 from workers.nn.saving.native import MODEL, WEIGHTS
 from workers.nn.saving.state import OPTIMIZER
 from workers.nn.saving.state import WEIGHTS as VARIABLES
+from workers.nn.saving.tensorflow import kind_beside
+from workers.nn.saving.tensorflow_names import GraphNames
+from workers.nn.train.places import TensorFlowPlaces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from storage.formats.tensor_bundle import TensorBundle
+    from workers.nn.train.places import Places
     from workers.nn.train.structure import Structure
 
 CHECKPOINT = "checkpoint"
@@ -48,6 +54,8 @@ class Stored:
     kept: Mapping[str, Any] | None = None
     """What the manager that saved it keeps, and does not."""
     bundle: Bundle | None = None
+    places: Places | None = None
+    """How the names follow from the objects, where it is not as ours do."""
 
 
 def save(
@@ -83,7 +91,7 @@ def open_stored(path: str) -> Stored:
 
     Raises ConfigurationError where there is none, CorruptCheckpoint where it is damaged.
     """
-    kind = kind_of(path)
+    kind = kind_beside(path)
     if kind == CHECKPOINT:
         return _open_checkpoint(open_files(path))
     if kind in (MODEL, WEIGHTS):
@@ -91,7 +99,25 @@ def open_stored(path: str) -> Stored:
         optimizer = zarr_arrays.StoredArrays(bundle, OPTIMIZER)
         of_optimizer = {f"{OPTIMIZER}/{name}": array for name, array in optimizer.items()}
         return Stored(path, {**zarr_arrays.StoredArrays(bundle, VARIABLES), **of_optimizer}, bundle=bundle)
+    if kind is None and bundle_at(path) is not None:
+        return _open_tensorflow(tensorflow.bundle_of(path))
     raise ConfigurationError(f"there is no checkpoint at {path}: see nn.train.latest_checkpoint")
+
+
+def is_stored(path: str) -> bool:
+    """Whether `path` is that of a checkpoint or of weights, and not of a directory of such."""
+    return kind_beside(path) in (CHECKPOINT, MODEL, WEIGHTS) or is_prefix(path)
+
+
+def _open_tensorflow(bundle: TensorBundle) -> Stored:
+    """By the paths of the objects; by the names that a Saver of TensorFlow 1 gave."""
+    values: dict[str, Any] = dict(tensorflow.values_of(bundle))
+    graph = bundle.object_graph()
+    if graph is None:
+        return Stored(bundle.url, values)
+    names = GraphNames(graph)
+    arrays = {path: values.pop(name) for path, name in names.tensors().items() if name in values}
+    return Stored(bundle.url, arrays | values, places=TensorFlowPlaces(names))
 
 
 def _open_checkpoint(bundle: Bundle) -> Stored:

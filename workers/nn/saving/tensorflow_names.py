@@ -1,0 +1,293 @@
+"""Which object of a TensorFlow checkpoint's graph is which of ours, by the attributes that lead to it.
+
+The layers of Sequential and functional models are "layer_with_weights-0", ... there, and "layer-0", ...;
+Keras 2 gives some attributes other names than Keras 3. Slots of optimizers are found by the list that
+Keras 2 keeps them in, or by their names as optimizers before TensorFlow 2.11 had them, and by the name of the
+variable that they belong to. What was stored for an optimizer of another kind is not taken.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from storage.formats.object_graph import VALUE
+from workers.nn.layers.base import Layer
+from workers.nn.model import Functional
+from workers.nn.optimizers.base import Optimizer
+from workers.nn.sequential import Sequential
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from storage.formats.object_graph import ObjectGraph
+    from workers.nn.variables import Variable
+
+_ATTRIBUTES = {
+    "query_dense": "_query_dense",
+    "key_dense": "_key_dense",
+    "value_dense": "_value_dense",
+    "output_dense": "_output_dense",
+}
+"""Names in Keras 2 of attributes that have others in Keras 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How an optimizer's slots are stored: for each of ours the list, the word in names, the older name."""
+
+    slots: Mapping[str, tuple[str, str, str]]
+    marks: frozenset[str]
+    """The lists, and the like, by which the kind is told."""
+    names: frozenset[str]
+    """The classes whose state is this one's."""
+
+
+def _kind(names: str, marks: str, **slots: tuple[str, str, str]) -> Kind:
+    return Kind(slots, frozenset(marks.split()), frozenset(names.split()))
+
+
+_ADAM = _kind(
+    "Adam AdamW",
+    "_momentums _velocities",
+    adam_m=("_momentums", "m", "m"),
+    adam_v=("_velocities", "v", "v"),
+    adam_vhat=("_velocity_hats", "vhat", "vhat"),
+)
+KINDS: dict[str, Kind] = {
+    "Adam": _ADAM,
+    "AdamW": _ADAM,
+    "SGD": _kind("SGD", "momentums", sgd_momentum=("momentums", "m", "momentum")),
+    "Lion": _kind("Lion", "momentums", lion_momentum=("momentums", "m", "m")),
+    "Adamax": _kind("Adamax", "_m _u", adamax_m=("_m", "m", "m"), adamax_u=("_u", "u", "v")),
+    "Nadam": _kind(
+        "Nadam",
+        "_momentums _velocities _u_product",
+        nadam_m=("_momentums", "m", "m"),
+        nadam_v=("_velocities", "v", "v"),
+    ),
+    "Adagrad": _kind(
+        "Adagrad", "_accumulators", adagrad_accumulator=("_accumulators", "accumulator", "accumulator")
+    ),
+    "Adadelta": _kind(
+        "Adadelta",
+        "_accumulated_grads _accumulated_delta_vars",
+        adadelta_accumulated_grad=("_accumulated_grads", "accumulated_grad", "accum_grad"),
+        adadelta_accumulated_delta_var=("_accumulated_delta_vars", "accumulated_delta_var", "accum_var"),
+    ),
+    "RMSprop": _kind(
+        "RMSprop",
+        "_velocities _momentums _average_gradients",
+        rmsprop_velocity=("_velocities", "velocity", "rms"),
+        rmsprop_momentum=("_momentums", "momentum", "momentum"),
+        rmsprop_average_gradient=("_average_gradients", "average_gradient", "mg"),
+    ),
+    "Ftrl": _kind(
+        "Ftrl",
+        "_accumulators _linears",
+        ftrl_accumulator=("_accumulators", "accumulator", "accumulator"),
+        ftrl_linear=("_linears", "linear", "linear"),
+    ),
+}
+"""By the names of our classes."""
+
+AVERAGE = ("_model_variables_moving_average", "average", "average")
+"""The slot "ema" of any optimizer."""
+
+PRODUCT = "_u_product"
+
+_MARKS = frozenset({"_r", "_c", "_v"}).union(*(kind.marks for kind in KINDS.values()))
+
+
+class GraphNames:
+    """The objects of a graph by the shortest paths to them, and what of ours they are."""
+
+    def __init__(self, graph: ObjectGraph) -> None:
+        self.graph = graph
+        self.paths = _paths(graph)
+        self._numbers = {path: number for number, path in self.paths.items()}
+        self._optimizers: dict[str, StoredOptimizer | None] = {}
+
+    def find(self, path: str) -> str | None:
+        """The shortest path to the object at "net/layer"; None if there is none."""
+        number = self.graph.find(path)
+        return None if number is None else self.paths.get(number)
+
+    def tensors(self) -> dict[str, str]:
+        """The tensor of each object that holds one, by the object's path."""
+        found = {path: self.graph.nodes[number].tensors for number, path in self.paths.items()}
+        return {path: tensors[VALUE] for path, tensors in found.items() if VALUE in tensors}
+
+    def child(self, parent: Any, above: str, key: str) -> str | None:
+        """The path of what `key` leads to from `parent`, which is at `above`; None if it is not there."""
+        if not key:
+            return above
+        number = self._numbers.get(above)
+        if number is None:
+            return None
+        if isinstance(parent, Optimizer):
+            return self._own(parent, above, key)
+        for name in (*_numbered_names(parent, key), _ATTRIBUTES.get(key, key)):
+            found = self.graph.find(name, number)
+            if found is not None:
+                return self.paths.get(found)
+        return None
+
+    def slot(self, optimizer: Optimizer, above: str, slot: str, place: int, target: str | None) -> str | None:
+        """The path of the slot of the optimizer's variable number `place`, whose own path is `target`."""
+        stored = self._optimizer(optimizer, above)
+        if stored is None or target is None or target not in self._numbers:
+            return None
+        number = stored.slot(slot, place, self._numbers[target], len(optimizer.targets))
+        return None if number is None else self.paths.get(number)
+
+    def idle(self, optimizer: Optimizer, above: str) -> Iterator[str]:
+        """The paths of state that ours has no need of: momentum 0, and what follows from the iteration."""
+        stored = self._optimizer(optimizer, above)
+        if stored is None or stored.kind is None:
+            return
+        numbers = [stored.own[key] for key in ("u_product",) if key in stored.own]
+        if type(optimizer).__name__ == "SGD" and not optimizer.groups:
+            numbers += stored.lists.get("momentums", [])
+        yield from (self.paths[number] for number in numbers if number in self.paths)
+
+    def pairs(self, model: Layer, above: str) -> Iterator[tuple[Variable, str]]:
+        """The variables below a layer, each with its path in the graph, where it is there."""
+        for key, child in model.children():
+            place = self.child(model, above, key)
+            if place is None:
+                continue
+            if isinstance(child, Layer):
+                yield from self.pairs(child, place)
+            else:
+                yield child, place
+
+    def _own(self, optimizer: Optimizer, above: str, key: str) -> str | None:
+        stored = self._optimizer(optimizer, above)
+        number = None if stored is None else stored.own.get(key)
+        return None if number is None else self.paths.get(number)
+
+    def _optimizer(self, optimizer: Optimizer, above: str) -> StoredOptimizer | None:
+        if above not in self._optimizers:
+            number = self._numbers.get(above)
+            self._optimizers[above] = (
+                None if number is None else stored_optimizer(self.graph, number, optimizer)
+            )
+        return self._optimizers[above]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOptimizer:
+    """Where a graph has the state of an optimizer."""
+
+    graph: ObjectGraph
+    kind: Kind | None
+    own: dict[str, int]
+    """"iteration", "learning_rate" and the like."""
+    lists: dict[str, list[int]] = field(default_factory=dict)
+    older: dict[tuple[int, str], int] = field(default_factory=dict)
+
+    def slot(self, slot: str, place: int, target: int, count: int) -> int | None:
+        """The object that holds a slot of the variable that is object `target`, and was number `place`."""
+        if slot == "ema":
+            attribute, word, older = AVERAGE
+        elif self.kind is not None and slot in self.kind.slots:
+            attribute, word, older = self.kind.slots[slot]
+        else:
+            return None
+        if (target, older) in self.older:
+            return self.older[target, older]
+        members = self.lists.get(attribute, [])
+        name = f"{word}/{self.graph.nodes[target].name}"
+        named = [n for n in members if f"/{self.graph.nodes[n].name}".endswith(f"/{name}")]
+        if len(named) == 1:
+            return named[0]
+        return members[place] if len(members) == count and (not named or members[place] in named) else None
+
+
+def stored_optimizer(graph: ObjectGraph, number: int, optimizer: Optimizer) -> StoredOptimizer | None:
+    """The optimizer that is an object of the graph, if it is one of this kind."""
+    node = graph.nodes[number]
+    kind = KINDS.get(type(optimizer).__name__)
+    iteration = node.children.get("_iterations", node.children.get("iter"))
+    if iteration is None:
+        return None
+    lists = {name: _members(graph, child) for name, child in node.children.items()}
+    marks = _MARKS & node.children.keys()
+    slots = {name for _, name in node.slots}
+    names = [
+        graph.nodes[n].name for n in (*node.slots.values(), *(n for each in lists.values() for n in each))
+    ]
+    if kind is None:
+        is_ours = not marks and not slots
+    else:
+        is_ours = (not marks or marks == kind.marks) and slots <= {each[2] for each in kind.slots.values()}
+        is_ours = is_ours and not any(_is_of_another(name, kind) for name in names)
+    if not is_ours:
+        return None
+    own = {"iteration": iteration}
+    for key, candidates in {
+        "learning_rate": ("_learning_rate", "learning_rate"),
+        "u_product": (PRODUCT,),
+    }.items():
+        found = next((node.children[name] for name in candidates if name in node.children), None)
+        if found is not None and graph.nodes[found].tensors:
+            own[key] = found
+    return StoredOptimizer(graph, kind, own, lists, dict(node.slots))
+
+
+def number_of(parent: Layer, key: str) -> tuple[int | None, int | None]:
+    """The number of a layer of a model, and that among those with weights, as Keras 2 counts; None: none.
+
+    Of a model in which a layer before it is not built, the latter is not known.
+    """
+    with_weights: int | None = 0
+    for i, (name, child) in enumerate(parent.children()):
+        is_weighted = isinstance(child, Layer) and bool(child.weights)
+        if name == key:
+            return i, with_weights if is_weighted else None
+        if isinstance(child, Layer) and not child.built and not is_weighted:
+            with_weights = None
+        if is_weighted and with_weights is not None:
+            with_weights += 1
+    return None, None
+
+
+def _numbered_names(parent: Any, key: str) -> Iterator[str]:
+    if not isinstance(parent, Functional | Sequential):
+        return
+    number, with_weights = number_of(parent, key)
+    if with_weights is not None:
+        yield f"layer_with_weights-{with_weights}"
+    elif number is not None:
+        yield f"layer-{number}"
+
+
+def _is_of_another(name: str, kind: Kind) -> bool:
+    """Whether a slot's name begins with that of a class of another kind."""
+    first = name.partition("/")[0]
+    return first in KINDS and first not in kind.names
+
+
+def _members(graph: ObjectGraph, number: int) -> list[int]:
+    """The objects of a list, in its order."""
+    children = graph.nodes[number].children
+    return [children[key] for key in sorted((k for k in children if k.isdecimal()), key=int)]
+
+
+def _paths(graph: ObjectGraph) -> dict[int, str]:
+    """The shortest path to each object from the root; of two of one length, the first that is stored."""
+    found = {0: ""}
+    queue = deque([0])
+    while queue:
+        number = queue.popleft()
+        for key, child in graph.nodes[number].children.items():
+            if child not in found:
+                found[child] = f"{found[number]}/{key}" if found[number] else key
+                queue.append(child)
+    for node in graph.nodes:  # what only optimizers lead to
+        for (target, name), child in node.slots.items():
+            if child not in found and target in found:
+                found[child] = f"{found[target]}/.OPTIMIZER_SLOT/{name}"
+    return found
