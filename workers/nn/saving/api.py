@@ -55,6 +55,8 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format("Keras's file", "workers.nn.saving.keras_file", (".keras",), save_formats=("keras",)),
     Format("Keras 2's file", "workers.nn.saving.legacy_h5", (".h5", ".hdf5"), save_formats=("h5",)),
+    Format("NumPy's file", "workers.nn.saving.npz", (".npz",), holds_models=False),
+    Format("safetensors", "workers.nn.saving.safetensors_file", (".safetensors",), holds_models=False),
     Format("TensorFlow's checkpoint", "workers.nn.saving.tensorflow", (".index",), holds_models=False),
 )
 """Those with the longest endings first."""
@@ -122,8 +124,8 @@ def load_weights(
     """In place. Give a model the weights at `path`, in whatever format; returns what was restored.
 
     Weights that do not fit raise IncompatibleCheckpoint, and nothing is changed; with `skip_mismatch` those
-    of another shape are left out. `options` are the format's: `names` and `rename` of the native one, in
-    which names decide, so that `by_name` says nothing.
+    of another shape are left out. `options` are the format's: `names` and `rename` where names decide
+    (the native one, .npz, .safetensors), so that `by_name` says nothing.
     """
     url = _url(path)
     found = _for_loading(url)
