@@ -4,22 +4,30 @@ A file from a stranger may point to other files, promise more than it holds, or 
 that are not hard ones, external and virtual datasets, filters that h5py does not have of its own, arrays
 a hundred times as large as what is stored of them, and attributes that are longer than any of Keras's are
 refused by name, before anything is allocated.
+
+HDF5 does not notice flipped bits. So files that are written here hold, in an attribute of the root that other
+readers do not look at, a checksum of each array and attribute; files without are read as they are.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from crc32c import crc32c
 
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing
 from storage.files import RangeReader, file_at
-from storage.naming import numpy_dtype
+from storage.formats.hdf5_attributes import Bytes
+from storage.formats.hdf5_attributes import attributes as stored_attributes
+from storage.formats.hdf5_attributes import texts as stored_texts
+from storage.naming import listed, numpy_dtype
+from storage.strict_json import MAX_VALUES, canonical, parse, printable
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -34,18 +42,21 @@ HARMLESS_NBYTES = 256 << 20
 
 MAX_ATTRIBUTES = 4096
 """Of one group or array."""
-MAX_ATTRIBUTE_ITEMS = 1 << 16
 MAX_TEXT = 64 << 20
-"""Characters of an attribute, of all its texts together."""
+"""Bytes of an attribute, of all its texts together."""
 SPLIT_NBYTES = 64512
 """What one attribute holds at most; longer lists are cut into NAME0, NAME1, ... as Keras does it."""
 
 Attribute: TypeAlias = str | Sequence[str]
 """What can be written as an attribute: a text, or a list of texts."""
 
+CHECKS = "holdfast_crc32c"
+"""The attribute that holds checksums: of arrays by path, of attributes by "GROUP@NAME"."""
+
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 _KINDS = "iufb"
 _BFLOAT16 = "bfloat16"
+_NONE: Mapping[str, int] = {}
 _DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -69,49 +80,45 @@ class Dataset:
     dtype: np.dtype[Any]
     attributes: Mapping[str, Any]
     _source: Any
+    _checks: Mapping[str, int]
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Any:
         with _damage(f"{self.name} cannot be read"):
-            values = self._source[()]
+            values = np.asarray(self._source[()])
+        if self._checks.get(self.name, (found := _crc(values))) != found:
+            raise CorruptCheckpoint(f"{self.name} is damaged: it is not what was written")
         return np.asarray(values.view(self.dtype) if values.dtype.kind == "V" else values, dtype)
 
 
 class Attributes(Mapping[str, Any]):
-    """The attributes of a group or array: each is checked, and read, when it is asked for.
+    """The attributes of a group or array: each is read when it is asked for.
 
-    Texts are str, arrays of texts lists of str, numbers arrays.
+    Texts are str, arrays of texts lists of str; of others there is None.
     """
 
-    def __init__(self, holder: Any, where: str) -> None:
-        self._holder = holder
+    def __init__(self, file: Bytes, header: int, where: str, group: str, checks: Mapping[str, int]) -> None:
+        self._file = file
         self._where = where
+        self._group = group
+        self._checks = checks
+        with _damage(where):
+            self._stored = stored_attributes(file, header)
+        if len(self._stored) > MAX_ATTRIBUTES:
+            raise CorruptCheckpoint(f"{where} has more than {MAX_ATTRIBUTES} attributes")
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._holder.attrs:
-            raise KeyError(name)
-        where = f"{self._where}: the attribute {name}"
-        with _damage(where):
-            stored = self._holder.attrs.get_id(name)
-            shape, dtype = stored.shape, stored.dtype
-            text = dtype.kind == "S" or (dtype.metadata is not None and "vlen" in dtype.metadata)
-            if prod(shape) > MAX_ATTRIBUTE_ITEMS or dtype.itemsize * prod(shape) > MAX_TEXT:
-                raise CorruptCheckpoint(f"{where} promises {prod(shape)} items of {dtype}: too many")
-            if not text and dtype.kind not in _KINDS:
-                raise CorruptCheckpoint(f"{where} is neither text nor numbers, but {dtype}")
-            value = self._holder.attrs[name]
-            if not text:
-                return np.asarray(value)
-            found = [_text(each) for each in np.ravel(np.asarray(value, object))]
-        if sum(map(len, found)) > MAX_TEXT:
-            raise CorruptCheckpoint(f"{where} holds more than {MAX_TEXT} characters")
-        return found if shape else found[0]
+        stored = self._stored[name]
+        if not stored.is_text:
+            return None
+        with _damage(f"{self._where}: the attribute {name}"):
+            found = stored_texts(self._file, stored, MAX_TEXT)
+        return found if stored.shape else found[0]
 
     def __iter__(self) -> Iterator[str]:
-        with _damage(self._where):
-            return iter([*self._holder.attrs])
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._holder.attrs)
+        return len(self._stored)
 
     def texts(self, name: str) -> list[str] | None:
         """The list of texts of that name, which may be cut into NAME0, NAME1, ...; None if there is none.
@@ -119,19 +126,31 @@ class Attributes(Mapping[str, Any]):
         Raises CorruptCheckpoint for an attribute that is no list of texts.
         """
         found = [self[name]] if name in self else [*self._pieces(name)]
+        if found == [None] and self._stored[name].count == 0:
+            found = [[]]  # h5py writes an empty list as one of numbers
         for piece in found:
-            if isinstance(piece, np.ndarray) and piece.size == 0:
-                continue  # h5py writes an empty list as one of numbers
             if not isinstance(piece, list):
                 raise CorruptCheckpoint(f"{self._where}: the attribute {name} is no list of names")
-        return [each for piece in found for each in piece] if found else None
+        texts = [each for piece in found for each in piece] if found else None
+        self._check(name, texts)
+        return texts
 
     def text(self, name: str) -> str | None:
         """The text of that name; None if there is none. Raises CorruptCheckpoint for what is no text."""
         found = self.get(name)
-        if found is not None and not isinstance(found, str):
+        if name in self and not isinstance(found, str):
             raise CorruptCheckpoint(f"{self._where}: the attribute {name} is no text")
-        return found
+        if name in self:
+            self._check(name, found)
+        return found if isinstance(found, str) else None
+
+    def _check(self, name: str, value: Any) -> None:
+        """Raise CorruptCheckpoint if an attribute is not what was written."""
+        written = self._checks.get(f"{self._group}@{name}")
+        if written is not None and written != crc32c(canonical(value)):
+            raise CorruptCheckpoint(
+                f"{self._where}: the attribute {name} is damaged: it is not what was written"
+            )
 
     def _pieces(self, name: str) -> Iterator[Any]:
         for i in range(MAX_ATTRIBUTES):
@@ -158,8 +177,8 @@ def recognises(path: str) -> bool:
 
 def root_names(path: str) -> frozenset[str]:
     """The names of the root's attributes and members. Raises as `reading` does."""
-    with _opened(path, None) as file, _damage(f"{path} is damaged"):
-        return frozenset(str(name) for name in [*file.attrs, *file])
+    with _opened(path, None) as (file, raw), _damage(f"{path} is damaged"):
+        return frozenset({*stored_attributes(raw, _header(file)), *map(str, file)})
 
 
 @contextmanager
@@ -169,35 +188,55 @@ def reading(path: str, data: bytes | None = None) -> Iterator[Contents]:
     Raises CheckpointError if there is none, CorruptCheckpoint if it is damaged or refused, ConfigurationError
     without h5py.
     """
-    with _opened(path, data) as file:
+    with _opened(path, data) as (file, raw):
         found = Contents({}, {})
         with _damage(f"{path} is damaged"):
-            _walk(_h5py(), file, path, found)
+            checks = _checks(Attributes(raw, _header(file), path, "", _NONE), path)
+            _walk(file, raw, path, found, checks)
+        if missing := [name for name in checks if "@" not in name and name not in found.arrays]:
+            raise CorruptCheckpoint(f"{path} is damaged: it has lost {listed(missing)}")
         yield found
 
 
+def _checks(root: Attributes, where: str) -> Mapping[str, int]:
+    """The checksums in a file, if it has some."""
+    text = root.text(CHECKS)
+    if text is None:
+        return _NONE
+    try:
+        found = parse(text.encode(), max_values=4 * MAX_VALUES)
+    except ValueError as exc:
+        raise CorruptCheckpoint(f"{where} is damaged: {CHECKS}: {exc}") from exc
+    if not isinstance(found, dict) or not all(type(each) is int for each in found.values()):
+        raise CorruptCheckpoint(f"{where} is damaged: {CHECKS} holds no numbers by name")
+    return found
+
+
 @contextmanager
-def _opened(path: str, data: bytes | None) -> Iterator[Any]:
+def _opened(path: str, data: bytes | None) -> Iterator[tuple[Any, Bytes]]:
+    """The file as h5py has it, and its bytes."""
     h5py = _h5py()
-    missing = f"there is no file {path}"
-    if data is not None:
-        source: Any = io.BytesIO(data)
-    else:
-        at = file_at(path)
+    with ExitStack() as stack:
         try:
-            source = at.path or RangeReader(at, at.info().nbytes)
-        except ObjectMissing as exc:
-            raise CheckpointError(missing) from exc
-    try:
-        file = h5py.File(source, "r")
-    except FileNotFoundError as exc:
-        raise CheckpointError(missing) from exc
-    except _DAMAGE as exc:
-        raise CorruptCheckpoint(f"{path} is no HDF5 file, or is damaged: {_line(exc)}") from exc
-    try:
-        yield file
-    finally:
-        file.close()
+            at = file_at(path) if data is None else None
+            if at is None or at.path is None:
+                source: Any = io.BytesIO(data or b"") if at is None else RangeReader(at, at.info().nbytes)
+                opened = source
+            else:
+                opened = at.path
+                source = stack.enter_context(open(opened, "rb"))
+            file = stack.enter_context(h5py.File(opened, "r"))
+            raw = Bytes(source)
+        except (ObjectMissing, FileNotFoundError) as exc:
+            raise CheckpointError(f"there is no file {path}") from exc
+        except _DAMAGE as exc:
+            raise CorruptCheckpoint(f"{path} is no HDF5 file, or is damaged: {_line(exc)}") from exc
+        yield file, raw
+
+
+def _header(thing: Any) -> int:
+    """Where the header of a group or array lies in the file."""
+    return int(_h5py().h5o.get_info(thing.id).addr)
 
 
 def write(
@@ -211,14 +250,18 @@ def written(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Mapping
     """The content of such a file."""
     h5py = _h5py()
     with h5py.File("new", "w", driver="core", backing_store=False) as file:
+        checks: dict[str, int] = {}
         for group, named in attributes.items():
             holder = file.require_group(group) if group else file
             for name, value in named.items():
                 _put_attribute(holder.attrs, name, value)
+                checks[f"{group}@{name}"] = crc32c(canonical(value))
         for path, array in arrays.items():
             made = file.create_dataset(path, data=array)
+            checks[path] = _crc(array)
             if array.dtype.name == _BFLOAT16:
                 made.attrs["dtype"] = _BFLOAT16
+        file.attrs[CHECKS] = canonical(checks).decode()
         file.flush()
         image: bytes = file.id.get_file_image()
     return image
@@ -260,21 +303,27 @@ def _damage(what: str) -> Iterator[None]:
 
 
 def _line(exc: BaseException) -> str:
-    return " ".join(str(exc).split()) or type(exc).__name__
+    return printable(" ".join(str(exc).split())) or type(exc).__name__
 
 
-def _walk(h5py: Any, file: Any, where: str, found: Contents) -> None:
+def _crc(array: NDArray[Any]) -> int:
+    return crc32c(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _walk(file: Any, raw: Bytes, where: str, found: Contents, checks: Mapping[str, int]) -> None:
     """In place. Find all arrays and groups below the root. A group that was seen is not entered again."""
+    h5py = _h5py()
     waiting: list[tuple[str, Any, int]] = [("", file, 0)]
     seen: set[Any] = set()
     count = 0
     while waiting:
         prefix, group, depth = waiting.pop()
-        place = h5py.h5o.get_info(group.id).addr
+        place = _header(group)
         if place in seen or depth > MAX_DEPTH:
             raise CorruptCheckpoint(f"{where}: the group {prefix or '/'} lies within itself, or too deep")
         seen.add(place)
-        found.groups[prefix] = _attributes(group, f"{where}: {prefix}" if prefix else where)
+        about = f"{where}: {prefix}" if prefix else where
+        found.groups[prefix] = Attributes(raw, place, about, prefix, checks)
         for name in group:
             if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
                 raise CorruptCheckpoint(f"{where}: {prefix or '/'} holds something named {name[:80]!r}")
@@ -291,20 +340,18 @@ def _walk(h5py: Any, file: Any, where: str, found: Contents) -> None:
             if isinstance(child, h5py.Group):
                 waiting.append((path, child, depth + 1))
             elif isinstance(child, h5py.Dataset):
-                found.arrays[path] = _checked(child, path, f"{where}: {path}")
+                about = f"{where}: {path}"
+                attributes = Attributes(raw, _header(child), about, path, checks)
+                found.arrays[path] = _checked(child, path, about, attributes, checks)
 
 
-def _attributes(holder: Any, where: str) -> Attributes:
-    if len(holder.attrs) > MAX_ATTRIBUTES:
-        raise CorruptCheckpoint(f"{where} has more than {MAX_ATTRIBUTES} attributes")
-    return Attributes(holder, where)
-
-
-def _checked(dataset: Any, path: str, what: str) -> Dataset:
+def _checked(
+    dataset: Any, path: str, what: str, attributes: Attributes, checks: Mapping[str, int]
+) -> Dataset:
     """An array, made sure of that it is simply stored in the file. CorruptCheckpoint says what is not."""
     if dataset.is_virtual or dataset.external:
         raise CorruptCheckpoint(f"{what} is stored in other files, which are not read")
-    attributes, dtype = _attributes(dataset, what), dataset.dtype
+    dtype = dataset.dtype
     if dtype.kind == "V" and dtype.itemsize == 2 and attributes.get("dtype") == _BFLOAT16:
         dtype = numpy_dtype(_BFLOAT16)
     elif dtype.kind not in _KINDS or dtype.subdtype is not None or dataset.shape is None:
@@ -317,8 +364,4 @@ def _checked(dataset: Any, path: str, what: str) -> Dataset:
     nbytes, stored = prod(dataset.shape) * dtype.itemsize, dataset.id.get_storage_size()
     if nbytes > HARMLESS_NBYTES and nbytes > MAX_EXPANSION * stored:
         raise CorruptCheckpoint(f"{what} promises {nbytes} bytes, of which {stored} are stored")
-    return Dataset(path, tuple(dataset.shape), dtype, attributes, dataset)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return Dataset(path, tuple(dataset.shape), dtype, attributes, dataset, checks)

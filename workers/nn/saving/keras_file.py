@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
+import stat
+import struct
 import zipfile
+import zlib
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing
 from storage.files import RangeReader, file_at
 from storage.formats import hdf5
-from storage.strict_json import parse
+from storage.strict_json import parse, printable
 from workers.nn.saving import weights_h5
 from workers.nn.saving.documents import KERAS_VERSION, MAX_DEPTH
-from workers.nn.saving.objects import deserialize, serialize
+from workers.nn.saving.objects import check_model, deserialize, serialize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from workers.nn.model import Model
     from workers.nn.saving.state import Status
@@ -25,7 +30,21 @@ if TYPE_CHECKING:
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 MAX_CONFIG_NBYTES = 64 << 20
 _SIGNATURE = b"PK\x03\x04"
-_DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError)
+MAX_ENTRIES = 10_000
+_DAMAGE = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What zipfile makes of a file that is damaged, or that it does not know."""
 
 
@@ -35,9 +54,13 @@ def recognises(path: str) -> bool:
         file = file_at(path)
         if file.read(0, len(_SIGNATURE)) != _SIGNATURE:
             return False
-        with zipfile.ZipFile(RangeReader(file, file.info().nbytes)) as archive:
+        source = RangeReader(file, file.info().nbytes)
+    except (ObjectMissing, ConfigurationError):
+        return False
+    try:
+        with zipfile.ZipFile(source) as archive:
             return CONFIG in archive.namelist()
-    except (ObjectMissing, ConfigurationError, *_DAMAGE):
+    except _DAMAGE:
         return False
 
 
@@ -73,7 +96,8 @@ def load_model(path: str, *, custom_objects: Mapping[str, Any] | None = None, co
     except ValueError as exc:
         raise CorruptCheckpoint(f"{path}: {CONFIG}: {exc}") from exc
     model = deserialize(config, custom_objects, compile=compile)
-    _load(model, path, entries).expect_partial().assert_existing_objects_matched()
+    check_model(model, f"{path}: {CONFIG}")
+    _load(model, path, entries).check_whole()
     return model
 
 
@@ -96,23 +120,34 @@ def _entries(path: str) -> dict[str, bytes]:
         raise CheckpointError(f"there is no file {path}") from exc
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _unpacked(archive, path, len(data))
+            _check(archive.infolist(), path)
+            return {name: archive.read(name) for name in (CONFIG, WEIGHTS)}
     except _DAMAGE as exc:
-        raise CorruptCheckpoint(f"{path} is no zip file, or is damaged: {exc}") from exc
+        raise CorruptCheckpoint(f"{path} is no zip file, or is damaged: {_line(exc)}") from exc
 
 
-def _unpacked(archive: zipfile.ZipFile, path: str, stored: int) -> dict[str, bytes]:
-    names = archive.namelist()
+def _check(entries: Sequence[zipfile.ZipInfo], path: str) -> None:
+    """Raise CorruptCheckpoint for a zip that Keras would not write, whether or not the entry is needed."""
+    if len(entries) > MAX_ENTRIES:
+        raise CorruptCheckpoint(f"{path} has {len(entries)} entries, more than {MAX_ENTRIES}")
+    names = Counter(entry.filename for entry in entries)
+    for entry in entries:
+        what = f"{path}: {printable(entry.filename)!r}"
+        parts = entry.orig_filename.replace("\\", "/").removesuffix("/").split("/")
+        if "" in parts or ".." in parts or "\0" in entry.orig_filename or ":" in parts[0]:
+            raise CorruptCheckpoint(f"{what} is the name of an entry that leaves its directory")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise CorruptCheckpoint(f"{what} is a link")
+        if names[entry.filename] > 1:
+            raise CorruptCheckpoint(f"{what} is there {names[entry.filename]} times")
+        size, stored = entry.file_size, entry.compress_size
+        limit = MAX_CONFIG_NBYTES if entry.filename == CONFIG else hdf5.HARMLESS_NBYTES
+        if size > limit and (entry.filename == CONFIG or size > hdf5.MAX_EXPANSION * stored):
+            raise CorruptCheckpoint(f"{what} promises {size} bytes, and {stored} are stored")
     for name in (CONFIG, WEIGHTS):
-        if names.count(name) != 1:
-            raise CorruptCheckpoint(f"{path} has {names.count(name)} entries {name}, and should have one")
-    found = {}
-    for name in (CONFIG, WEIGHTS):
-        size = archive.getinfo(name).file_size
-        limit = (
-            MAX_CONFIG_NBYTES if name == CONFIG else max(hdf5.HARMLESS_NBYTES, hdf5.MAX_EXPANSION * stored)
-        )
-        if size > limit:
-            raise CorruptCheckpoint(f"{path}: {name} promises {size} bytes, and {stored} are stored")
-        found[name] = archive.read(name)
-    return found
+        if name not in names:
+            raise CorruptCheckpoint(f"{path} has no entry {name}")
+
+
+def _line(exc: BaseException) -> str:
+    return printable(" ".join(str(exc).split())) or type(exc).__name__

@@ -18,7 +18,7 @@ from workers.nn.model import Functional
 from workers.nn.registration import custom_object_scope
 from workers.nn.saving import keras2
 from workers.nn.saving.documents import KERAS_VERSION, MAX_DEPTH
-from workers.nn.saving.objects import deserialize, serialize
+from workers.nn.saving.objects import check_model, deserialize, only_fitting, serialize
 from workers.nn.saving.optimizer_order import by_order, in_order
 from workers.nn.saving.seeds import restore_seed, seed_attribute
 from workers.nn.saving.state import OPTIMIZER, WEIGHTS, Status, assign, mismatch
@@ -132,10 +132,9 @@ def load_model(path: str, *, custom_objects: Mapping[str, Any] | None = None, co
         if config is None:
             raise ConfigurationError(f"{path} holds weights alone: make the model, and load_weights")
         model = deserialize(config, custom_objects, compile=False)
-        if not hasattr(model, "named_variables") or not hasattr(model, "compile_from_config"):
-            raise CorruptCheckpoint(f"{path}: {_MODEL} describes no model")
+        check_model(model, f"{path}: {_MODEL}")
         found = _Found(file, f"{_MODEL_WEIGHTS}/", path)
-        _restore(model, found, by_name=False, skip_mismatch=False).assert_existing_objects_matched()
+        _restore(model, found, by_name=False, skip_mismatch=False).check_whole()
         training = _document(root, _TRAINING, path) if compile else None
         if training is not None:
             _compile(model, training, custom_objects)
@@ -271,7 +270,7 @@ def _document(root: hdf5.Attributes, name: str, where: str) -> Any:
 
 
 def _compile(model: Model, training: dict[str, Any], custom_objects: Mapping[str, Any] | None) -> None:
-    with custom_object_scope(custom_objects):
+    with custom_object_scope(custom_objects), only_fitting():
         model.compile_from_config(keras2.compile_config(training))
 
 

@@ -6,11 +6,15 @@ registered, or is in a scope or in `custom_objects`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from storage.errors import CorruptCheckpoint, HoldfastError
 from workers.nn import (
     activations,
     constraints,
@@ -22,7 +26,7 @@ from workers.nn import (
     optimizers,
     regularizers,
 )
-from workers.nn.lookup import Unknown, check
+from workers.nn.lookup import CannotBeMade, Unknown, check
 from workers.nn.registration import (
     custom_object_scope,
     get_registered_name,
@@ -67,14 +71,39 @@ def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None, *,
     A model is compiled as its `compile_config` says, if `compile`. Raises ConfigurationError for a class or
     function that is not known, for settings that a class does not take, and for what would hold code.
     """
-    if isinstance(config, Mapping) and "class_name" in config and "module" not in config:
-        config = modern(config)
-    with custom_object_scope(custom_objects):
+    with custom_object_scope(custom_objects), only_fitting():
+        if isinstance(config, Mapping) and "class_name" in config and "module" not in config:
+            config = modern(config)
         found = _revived(config)
         compiled = config.get("compile_config") if isinstance(config, Mapping) else None
         if compile and compiled and hasattr(found, "compile_from_config"):
             found.compile_from_config(compiled)
         return found
+
+
+def check_model(found: Any, where: str) -> None:
+    """Raise CorruptCheckpoint unless a file's config made a model."""
+    if not hasattr(found, "named_variables") or not hasattr(found, "compile_from_config"):
+        raise CorruptCheckpoint(f"{where} describes no model")
+
+
+@contextmanager
+def only_fitting() -> Iterator[None]:
+    """Make of what our own classes raise for settings of the wrong kind a CannotBeMade.
+
+    What the code of users raises, whom we call, passes through.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as exc:
+        frames = traceback.walk_tb(exc.__traceback__)
+        packages = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in frames}
+        if isinstance(exc, HoldfastError) or packages - _OURS - sys.stdlib_module_names:
+            raise
+        raise CannotBeMade(f"a config has settings that do not fit: {type(exc).__name__}: {exc}") from exc
+
+
+_OURS = frozenset({"ml_dtypes", "numpy", "storage", "workers"})
 
 
 def _revived(config: Any) -> Any:

@@ -79,7 +79,10 @@ def is_rounded(variable: Variable, value: Any) -> bool:
 
     Keras's files hold a learning rate as float32, and beside it in the settings as it was given.
     """
-    return value.shape == () and value.dtype == np.float32 and bool(np.float32(variable.numpy()) == value)
+    if value.shape != () or value.dtype != np.float32:
+        return False
+    with np.errstate(over="ignore"):
+        return bool(np.float32(variable.numpy()) == value)
 
 
 def planned(
@@ -170,6 +173,12 @@ class Status:
         if not self.restored:
             raise AssertionError(f"{self.where}: no variable got a value")
         return self
+
+    def check_whole(self) -> Status:
+        """In place. As `expect_partial`; IncompatibleCheckpoint unless each variable got a value."""
+        if self.missing:
+            raise IncompatibleCheckpoint(f"{self.where} has no value for {listed(self.missing)}")
+        return self.expect_partial()
 
     def expect_partial(self) -> Status:
         """In place. Let unused values be no reason for a warning."""

@@ -313,8 +313,8 @@ def test_bombs_and_what_is_no_model_are_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(keras_file, "MAX_CONFIG_NBYTES", 1 << 20)
     cases = {
         "no zip file": b"PK\x03\x04 and nothing",
-        "0 entries config.json": _zip(metadata__json=b"{}"),
-        "config.json promises 2097152 bytes": _zip(config__json=b" " * (2 << 20), model__weights__h5=b""),
+        "has no entry config.json": _zip(metadata__json=b"{}"),
+        "'config.json' promises 2097152 bytes": _zip(config__json=b" " * (2 << 20), model__weights__h5=b""),
         "config.json: ": _zip(config__json=b"{", model__weights__h5=b""),
     }
     for message, content in cases.items():
@@ -384,30 +384,69 @@ def test_files_that_point_elsewhere_or_promise_too_much_are_refused(
         pass
 
 
-def _long_text(file: Any) -> None:
-    file.attrs["layer_names"] = "x" * ((64 << 20) + 1)
+def _long_texts(file: Any) -> None:
+    file.attrs["layer_names"] = ["x" * 1000] * 100
 
 
-def _many_texts(file: Any) -> None:
-    space = h5py.h5s.create_simple((1 << 17,))
-    h5py.h5a.create(file.id, b"layer_names", h5py.h5t.C_S1, space)
+def _one_text(file: Any) -> None:
+    file.attrs["layer_names"] = "dense"
 
 
 def _compound(file: Any) -> None:
     file.attrs["layer_names"] = np.zeros(1, [("a", "f4"), ("b", "i4")])
 
 
+def _no_utf8(file: Any) -> None:
+    file.attrs["layer_names"] = [b"dense", b"\xff"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_long_text, "the attribute layer_names holds more than 67108864 characters"),
-        (_many_texts, "layer_names promises 131072 items"),
-        (_compound, "layer_names is neither text nor numbers"),
+        (_long_texts, "the attribute layer_names: texts of more than 65536 bytes"),
+        (_one_text, "the attribute layer_names is no list of names"),
+        (_compound, "the attribute layer_names is no list of names"),
+        (_no_utf8, "the attribute layer_names: 'utf-8' codec can't decode"),
     ],
 )
-def test_section4_attributes_are_bounded(tmp_path: Path, make: Any, message: str) -> None:
+def test_section4_attributes_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any, message: str
+) -> None:
+    monkeypatch.setattr(hdf5, "MAX_TEXT", 1 << 16)
     path = tmp_path / "w.h5"
-    with h5py.File(path, "w", libver="latest") as file:
+    with h5py.File(path, "w") as file:
         make(file)
     with hdf5.reading(str(path)) as found, pytest.raises(CorruptCheckpoint, match=message):
         found.groups[""].texts("layer_names")
+
+
+def test_section4_attributes_that_lie_in_a_heap_of_their_own_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.h5", "w", libver="latest") as file:
+        for i in range(20):
+            file.attrs[f"a{i}"] = "x" * 1000
+    with (
+        pytest.raises(CorruptCheckpoint, match="attributes of the object at 48 lie elsewhere"),
+        hdf5.reading(str(tmp_path / "w.h5")),
+    ):
+        pass
+
+
+def test_section4_attributes_are_those_that_h5py_finds(tmp_path: Path) -> None:
+    for libver in ("earliest", "latest"):
+        with h5py.File(tmp_path / "w.h5", "w", libver=libver, track_order=libver == "latest") as file:
+            for group in (file, file.create_group("g")):
+                for i in range(6):
+                    group.attrs[f"text{i}"] = "é" * 1000 * i
+                    group.attrs[f"list{i}"] = [f"{i}{j}" for j in range(i)]
+                    group.attrs[f"fixed{i}"] = np.asarray([b"a", b"abc"])
+                    if libver == "latest":
+                        break
+        with hdf5.reading(str(tmp_path / "w.h5")) as found, h5py.File(tmp_path / "w.h5") as file:
+            for name, group in (("", file), ("g", file["g"])):
+                assert {*found.groups[name]} == {*group.attrs}
+                for key, value in group.attrs.items():
+                    if isinstance(value, str):
+                        assert found.groups[name].text(key) == value
+                    else:
+                        expected = [each.decode() if isinstance(each, bytes) else each for each in value]
+                        assert found.groups[name].texts(key) == expected

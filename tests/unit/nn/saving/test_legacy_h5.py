@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -10,13 +11,23 @@ import numpy as np
 import pytest
 
 from storage.errors import ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
+from storage.formats.hdf5 import CHECKS
 from tests.unit.nn.saving.test_keras_files import check_goes_on, compiled, data, state
 from workers import nn
 from workers.nn.saving import legacy_h5
 from workers.nn.saving.keras2 import compile_config
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+
+@contextmanager
+def changed(path: Path) -> Iterator[Any]:
+    """A file of ours to be changed, as if another had written it: without checksums."""
+    with h5py.File(path, "a") as file:
+        file.attrs.pop(CHECKS, None)
+        yield file
 
 
 def trained() -> Any:
@@ -181,7 +192,7 @@ def test_row_28_long_lists_of_names_are_cut_as_keras_cuts_them(tmp_path: Path) -
 def test_row_08_optimizers_of_all_ages_are_read(tmp_path: Path) -> None:
     model = trained()
     model.save(tmp_path / "m.h5")
-    with h5py.File(tmp_path / "m.h5") as file:
+    with changed(tmp_path / "m.h5") as file:
         group = file["optimizer_weights"]
         names = [*group.attrs["weight_names"]]
         values = {name: group[name][()] for name in names}
@@ -239,7 +250,7 @@ def test_row_08_classes_of_the_user_go_by_their_registered_names(tmp_path: Path)
     model.save(tmp_path / "m.h5")
     again = nn.load_model(tmp_path / "m.h5")
     assert type(again.layers[0]) is Doubled
-    with h5py.File(tmp_path / "m.h5", "a") as file:
+    with changed(tmp_path / "m.h5") as file:
         file.attrs["model_config"] = file.attrs["model_config"].replace("legacy>Doubled", "Trebled")
     with pytest.raises(ConfigurationError, match="unknown layer 'Trebled': give it with custom_objects="):
         nn.load_model(tmp_path / "m.h5")
@@ -337,7 +348,29 @@ def test_row_08_files_that_are_wrong_are_refused(
     tmp_path: Path, change: Any, error: Any, message: str
 ) -> None:
     trained().save(tmp_path / "m.h5")
-    with h5py.File(tmp_path / "m.h5", "a") as file:
+    with changed(tmp_path / "m.h5") as file:
         change(file)
     with pytest.raises(error, match=message):
         nn.load_model(tmp_path / "m.h5")
+
+
+def test_section4_what_changed_since_it_was_written_is_found(tmp_path: Path) -> None:
+    model = trained()
+    model.save(tmp_path / "m.h5")
+    changes: dict[str, Any] = {
+        "kernel:0 is damaged: it is not what was written": lambda file: file[KERNEL].write_direct(
+            np.ones(file[KERNEL].shape, np.float32)
+        ),
+        "the attribute training_config is damaged": lambda file: file.attrs.modify("training_config", "{}"),
+        "it has lost model_weights/dense/dense/kernel:0": lambda file: file.pop(KERNEL),
+        "holds no numbers by name": lambda file: file.attrs.modify(CHECKS, "[]"),
+    }
+    for message, change in changes.items():
+        (tmp_path / "changed.h5").write_bytes((tmp_path / "m.h5").read_bytes())
+        with h5py.File(tmp_path / "changed.h5", "a") as file:
+            change(file)
+        with pytest.raises(CorruptCheckpoint, match=message):
+            nn.load_model(tmp_path / "changed.h5")
+
+
+KERNEL = "model_weights/dense/dense/kernel:0"
