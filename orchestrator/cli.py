@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 from orchestrator import configured, doctor, run_commands
 from orchestrator.ckpt import Interrupted, RunDir, ckpt
 from orchestrator.configured import Config, Configured
+from orchestrator.model_commands import model
 from orchestrator.result import Result
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError
@@ -42,6 +43,7 @@ app = typer.Typer(
     help="Train data-parallel models on Ray; kill anything, lose nothing, end in the same bits.",
 )
 app.add_typer(ckpt, name="ckpt")
+app.add_typer(model, name="model")
 run_commands.register(app)
 configured.register(app)
 doctor.register(app)
