@@ -134,11 +134,20 @@ def as_dataset(x: Any, y: Any, sample_weight: Any) -> Dataset:
         return x
     if not _is_arrays(x):
         raise ConfigurationError(f"data are arrays or a dataset, not {type(x).__name__}")
-    given = [map_structure(np.asarray, part) for part in (x, y, sample_weight)]
+    given = [_as_parts(map_structure(np.asarray, part)) for part in (x, y, sample_weight)]
     while given[-1] is None:
         given.pop()
     check(len(given) < 3 or given[1] is not None, "sample_weight was given without y")
     return ArrayDataset(*given)
+
+
+def _as_parts(given: Any) -> Any:
+    """The structure with tuples for lists of arrays, as those of several inputs; lists of numbers stay."""
+    if isinstance(given, Mapping):
+        return {key: _as_parts(part) for key, part in given.items()}
+    if isinstance(given, tuple) or (isinstance(given, list) and all(np.ndim(part) for part in given)):
+        return tuple(_as_parts(part) for part in given)
+    return given
 
 
 def validation_parts(data: Any) -> tuple[Any, Any, Any]:

@@ -22,7 +22,7 @@ from workers.nn.saving.tensorflow_names import GraphNames
 from workers.nn.variables import Variable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import DTypeLike
 
@@ -35,8 +35,8 @@ ENDING = "/.ATTRIBUTES/VARIABLE_VALUE"
 _BESIDE = (OBJECT_GRAPH, f"save_counter{ENDING}")
 """What a checkpoint holds for its own sake."""
 
-_CONFIG_ENDING = "/.ATTRIBUTES/OBJECT_CONFIG_JSON"
-"""Of what TensorFlow before 2.4 wrote beside the variables."""
+_DERIVED = ("/.ATTRIBUTES/OBJECT_CONFIG_JSON", f"_current_learning_rate{ENDING}")
+"""What names of that end with which says nothing new: settings, and what a schedule gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def values_of(bundle: TensorBundle) -> dict[str, StoredTensor]:
     return {
         name: each
         for name, each in tensors_of(bundle).items()
-        if name != OBJECT_GRAPH and not name.endswith(_CONFIG_ENDING)
+        if name != OBJECT_GRAPH and not name.endswith(_DERIVED)
     }
 
 
@@ -104,6 +104,13 @@ def why_no_model(path: str) -> str:
         f"{path} {what}: make the model, and load its variables by model.load_weights({path!r}), or read "
         f"them with nn.train.load_checkpoint({path!r})"
     )
+
+
+def save_weights(model: Model, path: str, *, include_optimizer: bool = True) -> None:
+    """Write weights and optimizer as the checkpoint with a prefix; see `tensorflow_writing.save_weights`."""
+    from workers.nn.saving import tensorflow_writing
+
+    tensorflow_writing.save_weights(model, path, include_optimizer=include_optimizer)
 
 
 def load_weights(
@@ -145,11 +152,17 @@ def load_weights(
         tensors[place] for place in (optimizer.idle() if optimizer is not None else ()) if place in tensors
     }
     arrays = {
-        taken.get(name, name.removesuffix(ENDING)): each
+        taken.get(name, _short(name, variables)): each
         for name, each in values_of(bundle).items()
         if name not in _BESIDE and name not in idle
     }
     return assign(variables, arrays, bundle.url, skip_mismatch=skip_mismatch)
+
+
+def _short(name: str, variables: Mapping[str, Variable]) -> str:
+    """TensorFlow's name of what has no variable, without its ending, unless one of ours is called so."""
+    short = name.removesuffix(ENDING)
+    return name if short in variables else short
 
 
 def _of_weights(model: Model, names: GraphNames, top: str) -> tuple[dict[str, Variable], dict[str, str]]:

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from workers.nn.variables import Variable
 
 _ATTRIBUTES = {
-    "query_dense": "_query_dense",
-    "key_dense": "_key_dense",
-    "value_dense": "_value_dense",
-    "output_dense": "_output_dense",
+    ("MultiHeadAttention", "query_dense"): "_query_dense",
+    ("MultiHeadAttention", "key_dense"): "_key_dense",
+    ("MultiHeadAttention", "value_dense"): "_value_dense",
+    ("MultiHeadAttention", "output_dense"): "_output_dense",
+    ("DepthwiseConv1D", "kernel"): "depthwise_kernel",
+    ("DepthwiseConv2D", "kernel"): "depthwise_kernel",
 }
-"""Names in Keras 2 of attributes that have others in Keras 3."""
+"""Names in Keras 2 of attributes that have others here, by class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class GraphNames:
             return None
         if isinstance(parent, Optimizer):
             return self._own(parent, above, key)
-        for name in (*_numbered_names(parent, key), _ATTRIBUTES.get(key, key)):
+        for name in (*_numbered_names(parent, key), attribute(parent, key), key):
             found = self.graph.find(name, number)
             if found is not None:
                 return self.paths.get(found)
@@ -252,6 +254,11 @@ def number_of(parent: Layer, key: str) -> tuple[int | None, int | None]:
         if is_weighted and with_weights is not None:
             with_weights += 1
     return None, None
+
+
+def attribute(layer: Any, key: str) -> str:
+    """The name that Keras 2 has for an attribute of a layer."""
+    return _ATTRIBUTES.get((type(layer).__name__, key), key)
 
 
 def _numbered_names(parent: Any, key: str) -> Iterator[str]:

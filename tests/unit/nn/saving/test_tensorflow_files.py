@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from storage.errors import ConfigurationError, IncompatibleCheckpoint
+from storage.formats.tensor_bundle import open_bundle
 from workers import nn
-from workers.nn.saving.tensorflow import load_weights
+from workers.nn.saving.tensorflow import load_weights, save_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -187,3 +188,98 @@ def test_row_29_an_unknown_root_is_told_what_there_is(reference_data: Path) -> N
         model.load_weights(path, root="nets")
     with pytest.raises(IncompatibleCheckpoint, match=r"holds one like it as 'net': load it with root='net'"):
         model.load_weights(path)
+
+
+def edges(path: str) -> set[tuple[str, str]]:
+    """Each object of a checkpoint's graph by all paths of at most four parts, and its tensor."""
+    graph = open_bundle(path).object_graph()
+    assert graph is not None
+    found: set[tuple[str, str]] = set()
+    level = [("", 0)]
+    for _ in range(4):
+        level = [
+            (f"{path}/{key}", child)
+            for path, number in level
+            for key, child in graph.nodes[number].children.items()
+            if key != "root" and not key.endswith("_function")
+        ]
+        found |= {(path, next(iter(graph.nodes[number].tensors.values()), "")) for path, number in level}
+    return found
+
+
+def test_row_29_what_we_write_is_what_keras_2_wrote(reference_data: Path, tmp_path: Path) -> None:
+    """The same names, values, and graph of objects, for the same model."""
+    case = reference_data / "golden" / "tf_checkpoint_weights"
+    model = sequential()
+    model.compile(nn.optimizers.Adam(0.01), LOSS)
+    model.load_weights(str(case / "cp.ckpt")).assert_consumed()
+    model.save_weights(str(tmp_path / "cp.ckpt.index"))
+    tensors = np.load(case / "expected_tensors.npz")
+    found = open_bundle(str(tmp_path / "cp.ckpt"))
+    assert {*found.get_variable_to_shape_map()} == {*tensors.files, "_CHECKPOINTABLE_OBJECT_GRAPH"}
+    for name in tensors.files:
+        assert found.get_tensor(name).tobytes() == tensors[name].tobytes(), name
+        assert found.get_tensor(name).dtype == tensors[name].dtype, name
+    assert edges(str(tmp_path / "cp.ckpt")) == edges(str(case / "cp.ckpt"))
+    assert (tmp_path / "checkpoint").read_text() == (case / "checkpoint").read_text()
+
+
+OPTIMIZERS = ["sgd", "adam", "adamw", "adamax", "nadam", "adagrad", "adadelta", "rmsprop", "ftrl", "lion"]
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "everything"])
+def test_row_29_what_we_write_is_read_again_with_the_optimizer(tmp_path: Path, name: str) -> None:
+    def make() -> Any:
+        model = nested()
+        optimizer = nn.optimizers.get(name) if name != "everything" else everything()
+        model.compile(optimizer, "mse")
+        return model
+
+    rng = np.random.default_rng(0)
+    x, y = rng.random((8, 6), np.float32), rng.random((8, 3), np.float32)
+    model = make()
+    model.fit(x, y, epochs=3, verbose=0)
+    save_weights(model, str(tmp_path / "ckpt"))
+    again = make()
+    again.load_weights(str(tmp_path / "ckpt")).assert_consumed()
+    for before, after in zip(model.weights, again.weights, strict=True):
+        assert np.array_equal(before.numpy(), after.numpy())
+    for before, after in zip(model.optimizer.variables, again.optimizer.variables, strict=True):
+        assert np.array_equal(np.float32(before.numpy()), np.float32(after.numpy())), before.path
+
+
+def nested() -> Any:
+    inner = nn.Sequential([nn.Input((5,)), nn.Dense(4, activation="relu"), nn.BatchNormalization()])
+    x = nn.Input((6,))
+    h = nn.Dropout(0.1)(inner(nn.Dense(5)(x)))
+    return nn.Model(x, nn.Dense(3)(nn.Concatenate()([h, nn.Dense(2)(h)])))
+
+
+def everything() -> Any:
+    schedule = nn.optimizers.schedules.ExponentialDecay(0.01, 5, 0.5)
+    return nn.optimizers.RMSprop(schedule, momentum=0.5, centered=True, use_ema=True)
+
+
+def test_row_27_state_that_keras_2_has_no_place_for_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    model = nested()
+    model.compile(nn.optimizers.Lamb(), "mse")
+    model.fit(np.ones((4, 6), "f"), np.ones((4, 3), "f"), verbose=0)
+    with pytest.warns(UserWarning, match="Keras 2 has no Lamb: the weights are saved without its state"):
+        save_weights(model, str(tmp_path / "ckpt"))
+    names = nn.train.load_checkpoint(tmp_path / "ckpt").get_variable_to_shape_map()
+    assert not any(name.startswith("optimizer") for name in names)
+    model.compile(nn.optimizers.Adam(gradient_accumulation_steps=2), "mse")
+    model.fit(np.ones((4, 6), "f"), np.ones((4, 3), "f"), verbose=0)
+    with pytest.warns(UserWarning, match="no accumulated gradients"):
+        save_weights(model, str(tmp_path / "ckpt"))
+
+
+def test_a_model_without_weights_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="has no weights yet: build it"):
+        nn.Sequential([nn.Dense(3)]).save_weights(str(tmp_path / "ckpt.index"))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_models_are_not_saved_as_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="holds weights alone"):
+        sequential().save(str(tmp_path / "ckpt.index"))
