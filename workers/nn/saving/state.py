@@ -67,7 +67,11 @@ def assign(
 ) -> Status:
     """In place. Give variables the arrays of the same names, as far as there are such; see `planned`."""
     status = planned(variables, arrays, where, skip_mismatch=skip_mismatch)
-    values = {name: np.asarray(arrays[name]) for name in status.restored}
+    try:
+        values = {name: np.asarray(arrays[name]) for name in status.restored}
+    except BaseException:
+        status.expect_partial()  # nothing was restored: there is nothing else to tell
+        raise
     for name, value in values.items():
         if not is_rounded(variables[name], value):
             variables[name].assign(value)
