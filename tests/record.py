@@ -23,26 +23,28 @@ def main() -> int:
     """Run the rounds; the exit code says whether all of them passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", help="a folder of tests/")
+    parser.add_argument("files", nargs="*", help="names of files in it; without any, all of it is run")
     parser.add_argument("--rounds", type=int, default=1, help="how often to run it")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error("give --rounds 1 or more")
     folder = Path("tests") / args.folder
     began = datetime.now(UTC)
-    rounds = [run_round(folder) for _ in range(args.rounds)]
+    rounds = [run_round([folder / name for name in args.files] or [folder]) for _ in range(args.rounds)]
     results = ROOT / folder / "RESULTS.md"
     title = f"# Results of `make {args.folder}`, newest first\n"
     older = results.read_text().removeprefix(title) if results.exists() else ""
-    lines = [f"- {closing}" for _, closing in rounds]
+    of = f"{', '.join(args.files)}: " if args.files else ""
+    lines = [f"- {of}{closing}" for _, closing in rounds]
     results.write_text(
         "\n".join([title, f"## {began:%Y-%m-%d %H:%M} UTC", "", where(), "", *lines]) + "\n" + older
     )
     return int(any(code for code, _ in rounds))
 
 
-def run_round(folder: Path) -> tuple[int, str]:
+def run_round(paths: list[Path]) -> tuple[int, str]:
     """The exit code of pytest, and its closing line."""
-    command = [sys.executable, "-m", "pytest", str(folder), "--color=no"]
+    command = [sys.executable, "-m", "pytest", *map(str, paths), "--color=no"]
     closing = "ended without a closing line"
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as pytest:
         assert pytest.stdout is not None
