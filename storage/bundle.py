@@ -25,12 +25,12 @@ from storage.saving import Save, begin, finish, tidy
 from storage.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from storage.store import Store
 
-Content = bytes | memoryview
-"""What a file holds, whole."""
+Content = bytes | memoryview | tuple[bytes | memoryview, ...]
+"""What a file holds, whole, or in pieces one behind the other."""
 
 _IN_FLIGHT = 4
 _READ_TRIES = 3
@@ -68,8 +68,16 @@ def check_keys(keys: Iterable[str]) -> None:
 
 
 def _write(save: Save, key: str, content: Content) -> ObjectInfo:
-    nbytes = save.run.store.write(f"{save.directory}/{key}", (content,))
-    return ObjectInfo(nbytes, blake3(content).hexdigest())
+    pieces = content if isinstance(content, tuple) else (content,)
+    nbytes = save.run.store.write(f"{save.directory}/{key}", pieces)
+    return ObjectInfo(nbytes, _digest(pieces))
+
+
+def _digest(pieces: Iterable[bytes | memoryview]) -> str:
+    hasher = blake3()
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,24 @@ class Bundle:
             raise CorruptCheckpoint(f"{self.url}/{key} has {self.nbytes(key)} bytes, more than {max_nbytes}")
         with unless_deleted(self.store, self.directory):
             return read_object(self.store, self.directory, self.manifest, key)
+
+    def read_into(self, key: str, buffers: Sequence[memoryview]) -> None:
+        """In place. Fill the buffers, one behind the other, with just the bytes of a file.
+
+        Raises CorruptCheckpoint if they are not what was written, or of another size.
+        """
+        info = self.manifest.objects.get(key)
+        if info is None or info.nbytes != sum(len(buffer) for buffer in buffers):
+            raise CorruptCheckpoint(f"{self.url}/{key} has another size than it should")
+        with unless_deleted(self.store, self.directory):
+            for _ in range(_READ_TRIES):
+                try:
+                    count = self.store.read_into(f"{self.directory}/{key}", 0, buffers)
+                except ObjectMissing as exc:
+                    raise CorruptCheckpoint(str(exc)) from exc
+                if count == info.nbytes and _digest(buffers) == info.blake3:
+                    return
+            raise CorruptCheckpoint(f"{self.url}/{key} does not match the manifest's digest")
 
 
 def kind_of(url: str) -> str | None:

@@ -10,13 +10,14 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from crc32c import crc32c
 
-from storage.bundle import Bundle, check_keys
+from storage.bundle import Bundle, Content, check_keys
 from storage.errors import ConfigurationError, CorruptCheckpoint
 from storage.layout import DTYPES
 from storage.naming import numpy_dtype
@@ -29,19 +30,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHUNK_NBYTES = 64 << 20
+_THREADS = 4
+_ALIGNMENT = 64
 _MAX_DOCUMENT_NBYTES = 1 << 16
 _MAX_ELEMENTS = 1 << 48
 _MAX_NDIM = 32
 _TYPES = {**dict.fromkeys(DTYPES), "bool": None}
 
 
-def encode(arrays: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
+def encode(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Content]:
     """The objects that hold the arrays, by key: documents of groups and arrays, and chunks.
 
-    Raises ConfigurationError for a name below that of another array, and for a dtype that cannot be stored.
+    A chunk that lies in one piece is that piece of the array itself, which must not change meanwhile. Raises
+    ConfigurationError for a name below that of another array, and for a dtype that cannot be stored.
     """
     check_keys(arrays)
-    found = {DOCUMENT: group_document()}
+    found: dict[str, Content] = {DOCUMENT: group_document()}
     for name, array in arrays.items():
         found |= groups_above(name)
         values = np.asarray(array)
@@ -52,12 +56,24 @@ def encode(arrays: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
         chunk = chunk_shape(values.shape, values.dtype.itemsize)
         found[f"{name}/{DOCUMENT}"] = _document(values.shape, stored.dtype.name, dtype, chunk)
         for place, part in _parts(values.shape, chunk):
-            piece = np.zeros(chunk, stored.dtype.newbyteorder("<"))
-            inner = stored[part]
-            piece[tuple(slice(0, n) for n in inner.shape)] = inner
-            data = piece.tobytes()
-            found[_chunk_key(name, place)] = data + crc32c(data).to_bytes(CRC_NBYTES, "little")
+            data = _chunk(stored[part], chunk)
+            found[_chunk_key(name, place)] = (data, crc32c(data).to_bytes(CRC_NBYTES, "little"))
     return found
+
+
+def _chunk(inner: NDArray[Any], shape: Sequence[int]) -> memoryview:
+    """The bytes of a chunk that holds these elements, and zeros behind the edge."""
+    little = inner.dtype.newbyteorder("<")
+    if inner.shape == tuple(shape) and inner.flags.c_contiguous and inner.dtype == little:
+        return _bytes_of(inner)
+    piece = np.zeros(shape, little)
+    piece[tuple(slice(0, n) for n in inner.shape)] = inner
+    return _bytes_of(piece)
+
+
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    """The memory of an array that lies in one piece."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +93,38 @@ class StoredArray:
             key = _chunk_key(self.key, place)
             if key not in self.bundle or self.bundle.nbytes(key) != nbytes + CRC_NBYTES:
                 raise CorruptCheckpoint(f"{self.bundle.url}/{key} is not a chunk of {nbytes} bytes")
-        found = np.empty(self.shape, self.dtype)
-        for place, part in parts:
-            data = self.bundle.read(_chunk_key(self.key, place))
-            if not has_crc(data[:-CRC_NBYTES], data[-CRC_NBYTES:]):
-                raise CorruptCheckpoint(f"{self.bundle.url}/{_chunk_key(self.key, place)}: wrong CRC")
-            piece = np.frombuffer(data[:-CRC_NBYTES], self.dtype).reshape(chunk)
-            inside = found[part].shape
-            found[part] = piece[tuple(slice(0, n) for n in inside)]
+        found = _aligned_empty(self.shape, self.dtype)
+        if len(parts) > 1:
+            with ThreadPoolExecutor(_THREADS, "holdfast-chunk") as pool:
+                for _ in pool.map(lambda each: self._read(found, chunk, *each), parts):
+                    pass
+        else:
+            for place, part in parts:
+                self._read(found, chunk, place, part)
         return found if dtype is None else found.astype(dtype, copy=False)
+
+    def _read(
+        self, out: NDArray[Any], chunk: Sequence[int], place: Sequence[int], part: tuple[Any, ...]
+    ) -> None:
+        """In place. Read a chunk into its part of an array, straight where that lies in one piece."""
+        inner = out[part]
+        fits = inner.shape == tuple(chunk) and inner.flags.c_contiguous
+        piece = inner if fits else np.empty(chunk, self.dtype)
+        data, crc = _bytes_of(piece), memoryview(bytearray(CRC_NBYTES))
+        key = _chunk_key(self.key, place)
+        self.bundle.read_into(key, (data, crc))
+        if not has_crc(data, crc):
+            raise CorruptCheckpoint(f"{self.bundle.url}/{key}: wrong CRC")
+        if not fits:
+            inner[...] = piece[tuple(slice(0, n) for n in inner.shape)]
+
+
+def _aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Memory that begins at a multiple of 64 bytes, as computing wants it."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
 class StoredArrays(Mapping[str, StoredArray]):
@@ -137,11 +176,12 @@ def chunk_shape(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     return slab_shape(shape, max(1, _CHUNK_NBYTES // itemsize))
 
 
-def _parts(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """The place of each chunk, and the part of the array that it holds."""
+def _parts(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...]]]:
+    """The place of each chunk, and the part of the array that it holds, which is an array for no axes too."""
     counts = [-(-n // step) for n, step in zip(shape, chunk, strict=True)]
     for place in itertools.product(*map(range, counts)):
-        yield place, tuple(slice(i * step, (i + 1) * step) for i, step in zip(place, chunk, strict=True))
+        slices = (slice(i * step, (i + 1) * step) for i, step in zip(place, chunk, strict=True))
+        yield place, (*slices, ...)
 
 
 def _chunk_key(name: str, place: Sequence[int]) -> str:

@@ -311,13 +311,15 @@ def groups_above(name: str) -> dict[str, bytes]:
 
 def slab_shape(shape: Sequence[int], most: int) -> tuple[int, ...]:
     """A chunk shape of at most `most` elements, such that chunks follow each other in C order: whole axes at
-    the end, a part of one axis, single rows before it.
+    the end, a part of one axis, single rows before it. The parts of that axis are as even as can be.
     """
     chunk = [1] * len(shape)
     for axis in reversed(range(len(shape))):
-        chunk[axis] = max(1, min(shape[axis], most))
-        if chunk[axis] < shape[axis]:
+        length = shape[axis]
+        if length > most:
+            chunk[axis] = -(-length // -(-length // max(1, most)))
             break
+        chunk[axis] = max(1, length)
         most //= chunk[axis]
     return tuple(chunk)
 

@@ -29,6 +29,7 @@ sys.path.insert(0, str(HERE))
 import checkpoint as bench_checkpoint  # noqa: E402
 import core as bench_core  # noqa: E402
 import faults as bench_faults  # noqa: E402
+import model_files as bench_models  # noqa: E402
 from training import LIMIT_S, Run, train  # noqa: E402, F401
 
 ROOT = HERE.parent.parent
@@ -156,6 +157,7 @@ BENCHMARKS = {
     "goodput": bench_faults.goodput,
     "checkpoint-stall": checkpoint_stall,
     "checkpoint": checkpoint_files,
+    "model-files": bench_models.native,
     "catalog": catalog,
     "first-step": first_step,
 }

@@ -73,8 +73,12 @@ def assign(
         status.expect_partial()  # nothing was restored: there is nothing else to tell
         raise
     for name, value in values.items():
-        if not is_rounded(variables[name], value):
+        if is_rounded(variables[name], value):
+            continue
+        if isinstance(arrays[name], np.ndarray):
             variables[name].assign(value)
+        else:  # it was read just now
+            variables[name].adopt(value)
     return status
 
 
