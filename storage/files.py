@@ -47,7 +47,7 @@ class StoredFile:
         """Its bytes, or those of [start, stop) as far as they go."""
         return self.store.read(self.key, start, stop)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Make it of these bytes, whole or not at all; on this machine, whatever its name.
 
         Raises ConfigurationError for a name that stores elsewhere do not take.

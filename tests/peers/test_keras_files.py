@@ -81,5 +81,48 @@ def test_row_28_legacy_files_pass_to_keras_and_back(tmp_path: Path, make: Any) -
     assert not all(np.array_equal(a, b) for a, b in zip(weights, _values(theirs), strict=True))
 
 
+def test_row_29_directories_and_weights_in_several_files_pass_to_keras_and_back(tmp_path: Path) -> None:
+    model, x = nested()
+    y = targets(model)
+    model.compile(nn.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    model.fit(x, y, epochs=2, verbose=0)
+    model.save(tmp_path / "ours", zipped=False)
+    theirs = keras.saving.load_model(tmp_path / "ours")
+    check_same(model, theirs, x, 2e-6)
+    for each in (model, theirs):
+        each.fit(x, y, epochs=5, initial_epoch=2, batch_size=16, shuffle=False, verbose=0)
+    check_same(model, theirs, x, 1e-5)
+    keras.saving.save_model(theirs, tmp_path / "theirs", zipped=False)
+    back = nn.load_model(tmp_path / "theirs")
+    check_same(back, theirs, x, 2e-6)
+    for each in (back, theirs):
+        each.fit(x, y, epochs=7, initial_epoch=5, batch_size=16, shuffle=False, verbose=0)
+    check_same(back, theirs, x, 1e-5)
+    gib = 300 / 1024**3
+    model.save_weights(tmp_path / "ours.weights.json", max_shard_size=gib)
+    assert len([*tmp_path.glob("ours_*.weights.h5")]) > 3
+    theirs.load_weights(tmp_path / "ours.weights.json")
+    check_same(model, theirs, x, 2e-6)
+    back.save_weights(tmp_path / "back.weights.h5")
+    theirs.load_weights(tmp_path / "back.weights.h5")
+    theirs.save_weights(tmp_path / "theirs.weights.json", max_shard_size=gib)
+    model.load_weights(tmp_path / "theirs.weights.json").assert_consumed()
+    check_same(model, theirs, x, 2e-6)
+    for each in (model, theirs):
+        each.fit(x, y, epochs=9, initial_epoch=7, batch_size=16, shuffle=False, verbose=0)
+    check_same(model, theirs, x, 1e-5)
+
+
+def test_row_07_bfloat16_passes_from_keras(tmp_path: Path) -> None:
+    theirs = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, dtype="bfloat16")])
+    theirs.save_weights(tmp_path / "theirs.weights.h5")
+    theirs.save(tmp_path / "theirs.keras")
+    model = nn.Sequential([nn.Input((4,)), nn.Dense(3)])
+    model.load_weights(tmp_path / "theirs.weights.h5").assert_consumed()
+    kernel = np.asarray(theirs.layers[0].kernel, np.float32)
+    assert np.array_equal(model.get_weights()[0], kernel)
+    assert np.array_equal(nn.load_model(tmp_path / "theirs.keras").get_weights()[0], kernel)
+
+
 def _values(theirs: Any) -> list[Any]:
     return [np.asarray(weight) for weight in theirs.weights]

@@ -30,20 +30,34 @@ class Storable:
         save_format: str | None = None,
         signatures: Given | Mapping[str, Given] | None = None,
         save_traces: bool = True,
+        zipped: bool = True,
     ) -> None:
         """Save architecture, weights, compile settings and the optimizer's state; `nn.load_model` goes on
         from there, to the bit. See `workers.nn.saving.api.save`."""
         from workers.nn.saving import api
 
-        api.save(self, filepath, overwrite, include_optimizer, save_format, signatures, save_traces)  # type: ignore[arg-type]  # a Model
+        api.save(  # of a Model
+            self,  # type: ignore[arg-type]
+            filepath,
+            overwrite,
+            include_optimizer,
+            save_format,
+            signatures,
+            save_traces,
+            zipped,
+        )
 
     def save_weights(
-        self, filepath: str | Path, overwrite: bool = True, save_format: str | None = None
+        self,
+        filepath: str | Path,
+        overwrite: bool = True,
+        save_format: str | None = None,
+        max_shard_size: float | None = None,
     ) -> None:
-        """Save the weights, and the optimizer's state where the format holds it."""
+        """Save the weights, and the optimizer's state where the format holds it: see `saving.api`."""
         from workers.nn.saving import api
 
-        api.save_weights(self, filepath, overwrite, save_format)  # type: ignore[arg-type]  # a Model
+        api.save_weights(self, filepath, overwrite, save_format, max_shard_size)  # type: ignore[arg-type]  # a Model
 
     def load_weights(
         self, filepath: str | Path, skip_mismatch: bool = False, by_name: bool = False, **options: Any

@@ -53,6 +53,12 @@ FORMATS: tuple[Format, ...] = (
         holds_models=False,
         save_formats=("h5",),
     ),
+    Format(
+        "Keras's weights in several files",
+        "workers.nn.saving.sharded_h5",
+        (".weights.json",),
+        holds_models=False,
+    ),
     Format("Keras's file", "workers.nn.saving.keras_file", (".keras",), save_formats=("keras",)),
     Format("Keras 2's file", "workers.nn.saving.legacy_h5", (".h5", ".hdf5"), save_formats=("h5",)),
     Format("NumPy's file", "workers.nn.saving.npz", (".npz",), holds_models=False),
@@ -70,14 +76,19 @@ def save(
     save_format: str | None = None,
     signatures: Given | Mapping[str, Given] | None = None,
     save_traces: bool = True,
+    zipped: bool = True,
 ) -> None:
     """Save architecture, weights, compile settings and the optimizer's state.
 
     `save_format` "tf" is the native directory, as is what has no ending of another format. `signatures` are
     functions to be called by name (`nn.saved_model.load`). Without `save_traces` no graph is stored: loading
-    then needs the model's classes. Without `overwrite`, ConfigurationError if something is there.
+    then needs the model's classes. Without `overwrite`, ConfigurationError if something is there. Keras's
+    format becomes a directory of files with `zipped=False`, as `keras.saving.save_model` makes it.
     """
     url = _writable(path, overwrite=overwrite)
+    if not zipped:
+        _save_directory(model, url, include_optimizer, save_format, signatures)
+        return
     found = _for_saving(url, save_format, models=True)
     if found is None:
         given = None if signatures is None else _signatures(model, signatures)
@@ -88,6 +99,19 @@ def save(
     if signatures is not None:
         raise ConfigurationError(f"{url}: {found.name} holds no signatures: save to a directory")
     found.load().save_model(model, url, include_optimizer=include_optimizer)
+
+
+def _save_directory(
+    model: Model, url: str, include_optimizer: bool, save_format: str | None, signatures: Any
+) -> None:
+    if save_format not in (None, "keras") or signatures is not None or url.endswith(".keras"):
+        raise ConfigurationError(
+            f"{url}: zipped=False is for Keras's format in a directory, whose name does not end in .keras, "
+            "without signatures"
+        )
+    from workers.nn.saving import keras_file
+
+    keras_file.save_directory(model, url, include_optimizer=include_optimizer)
 
 
 def load_model(
@@ -109,9 +133,27 @@ def load_model(
 
 
 def save_weights(
-    model: Model, path: str | Path, overwrite: bool = True, save_format: str | None = None
+    model: Model,
+    path: str | Path,
+    overwrite: bool = True,
+    save_format: str | None = None,
+    max_shard_size: float | None = None,
 ) -> None:
-    """Save the weights, and the optimizer's state where the format holds it."""
+    """Save the weights, and the optimizer's state where the format holds it.
+
+    With `max_shard_size`, in files of at most so many GiB beside an index, `X.weights.json`, which is also
+    made of a name `X.weights.h5`.
+    """
+    url = _url(path)
+    if max_shard_size is not None:
+        stem = url.removesuffix(".json").removesuffix(".h5")
+        if not stem.endswith(".weights") or stem == url:
+            raise ConfigurationError(f"{url}: weights in several files are named X.weights.json")
+        from workers.nn.saving import sharded_h5
+
+        url = _writable(f"{stem}.json", overwrite=overwrite)
+        sharded_h5.save_weights(model, url, max_shard_size=max_shard_size)
+        return
     url = _writable(path, overwrite=overwrite)
     found = _for_saving(url, save_format, models=False)
     module: Any = native if found is None else found.load()

@@ -13,8 +13,10 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from crc32c import crc32c
+
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing
-from storage.files import RangeReader, file_at
+from storage.files import RangeReader, file_at, is_file
 from storage.formats import hdf5
 from storage.strict_json import parse, printable
 from workers.nn.saving import weights_h5
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 MAX_CONFIG_NBYTES = 64 << 20
+_BELONG = "holdfast_files"
 _SIGNATURE = b"PK\x03\x04"
 MAX_ENTRIES = 10_000
 _DAMAGE = (
@@ -49,10 +52,16 @@ _DAMAGE = (
 
 
 def recognises(path: str) -> bool:
-    """Whether there is a `.keras` file, judged by the names in it alone."""
+    """Whether there is a `.keras` file, or a directory of its parts, judged by names alone."""
     try:
         file = file_at(path)
-        if file.read(0, len(_SIGNATURE)) != _SIGNATURE:
+        try:
+            start = file.read(0, len(_SIGNATURE))
+        except (ConfigurationError, ObjectMissing):
+            start = b""
+        if not start:  # a directory, or nothing
+            return is_file(f"{path}/{CONFIG}") and is_file(f"{path}/{METADATA}")
+        if start != _SIGNATURE:
             return False
         source = RangeReader(file, file.info().nbytes)
     except (ObjectMissing, ConfigurationError):
@@ -66,17 +75,37 @@ def recognises(path: str) -> bool:
 
 def save_model(model: Model, path: str, *, include_optimizer: bool = True) -> None:
     """Write a model: its architecture, its weights, how it is compiled, and the optimizer's state."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in _parts(model, include_optimizer).items():
+            archive.writestr(name, content)
+    file_at(path).write(buffer.getbuffer())
+
+
+def save_directory(model: Model, path: str, *, include_optimizer: bool = True) -> None:
+    """Write the same as files in a directory, as Keras's `zipped=False` does.
+
+    The file that tells who wrote it comes last, and tells which others belong to it (Keras does not look at
+    that): what is there of two saves is refused when it is read.
+    """
+    parts = _parts(model, include_optimizer)
+    about = json.loads(parts.pop(METADATA))
+    about[_BELONG] = {name: [len(content), crc32c(content)] for name, content in parts.items()}
+    for name, content in {**parts, METADATA: json.dumps(about).encode()}.items():
+        file_at(f"{path}/{name}").write(content)
+
+
+def _parts(model: Model, include_optimizer: bool) -> dict[str, bytes]:
+    """What is in a file, in Keras's order."""
     config = serialize(model)
     if not include_optimizer:
         config.pop("compile_config", None)
     made = {"keras_version": KERAS_VERSION, "date_saved": f"{datetime.now(UTC):%Y-%m-%d@%H:%M:%S}"}
-    weights = hdf5.written(*weights_h5.contents(model, include_optimizer=include_optimizer))
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(METADATA, json.dumps(made))
-        archive.writestr(CONFIG, json.dumps(config))
-        archive.writestr(WEIGHTS, weights)
-    file_at(path).write(buffer.getvalue())
+    return {
+        METADATA: json.dumps(made).encode(),
+        CONFIG: json.dumps(config).encode(),
+        WEIGHTS: hdf5.written(*weights_h5.contents(model, include_optimizer=include_optimizer)),
+    }
 
 
 def save_weights(model: Model, path: str) -> None:
@@ -113,7 +142,9 @@ def _load(model: Model, path: str, entries: Mapping[str, bytes], *, skip_mismatc
 
 
 def _entries(path: str) -> dict[str, bytes]:
-    """What is in the zip, unpacked only as far as it is as large as it says."""
+    """What is in the zip, unpacked only as far as it is as large as it says; or in the directory."""
+    if not is_file(path) and is_file(f"{path}/{CONFIG}"):
+        return _in_directory(path)
     try:
         data = file_at(path).read()
     except ObjectMissing as exc:
@@ -124,6 +155,26 @@ def _entries(path: str) -> dict[str, bytes]:
             return {name: archive.read(name) for name in (CONFIG, WEIGHTS)}
     except _DAMAGE as exc:
         raise CorruptCheckpoint(f"{path} is no zip file, or is damaged: {_line(exc)}") from exc
+
+
+def _in_directory(path: str) -> dict[str, bytes]:
+    found = {}
+    for name in (METADATA, CONFIG, WEIGHTS):
+        file = file_at(f"{path}/{name}")
+        try:
+            if name != WEIGHTS and file.info().nbytes > MAX_CONFIG_NBYTES:
+                raise CorruptCheckpoint(f"{file.url} has more than {MAX_CONFIG_NBYTES} bytes")
+            found[name] = file.read()
+        except ObjectMissing as exc:
+            raise CorruptCheckpoint(f"{path} has no file {name}") from exc
+    try:
+        about = parse(found.pop(METADATA))
+    except ValueError as exc:
+        raise CorruptCheckpoint(f"{path}/{METADATA}: {exc}") from exc
+    belong = about.get(_BELONG) if isinstance(about, dict) else None
+    if belong is not None and belong != {name: [len(each), crc32c(each)] for name, each in found.items()}:
+        raise CorruptCheckpoint(f"{path} is damaged: its files are not of one save")
+    return found
 
 
 def _check(entries: Sequence[zipfile.ZipInfo], path: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
+from storage.files import file_at, is_file
 from storage.formats import hdf5
 from workers import nn
 from workers.nn.saving import keras_file, weights_h5
@@ -450,3 +451,92 @@ def test_section4_attributes_are_those_that_h5py_finds(tmp_path: Path) -> None:
                     else:
                         expected = [each.decode() if isinstance(each, bytes) else each for each in value]
                         assert found.groups[name].texts(key) == expected
+
+
+@pytest.mark.parametrize("root", ["", "memory://keras-directory/"])
+def test_row_08_a_directory_of_the_parts_of_a_keras_file(tmp_path: Path, root: str) -> None:
+    place = root or f"{tmp_path}/"
+    model = compiled()
+    model.fit(*data(), verbose=0)
+    model.save(f"{place}parts", zipped=False)
+    again = nn.load_model(f"{place}parts")
+    assert state(again) == state(model)
+    other = compiled()
+    other.load_weights(f"{place}parts").assert_consumed()
+    assert state(other) == state(model)
+    again.fit(*data(), verbose=0)
+    again.save(f"{place}parts", zipped=False)
+    assert state(nn.load_model(f"{place}parts")) == state(again)
+    with pytest.raises(ConfigurationError, match=r"whose name does not end in .keras"):
+        model.save(f"{place}parts.keras", zipped=False)
+
+
+def test_row_08_a_directory_of_two_saves_or_without_a_part_is_refused(tmp_path: Path) -> None:
+    compiled().save(tmp_path / "one", zipped=False)
+    other = compiled()
+    other.fit(*data(), verbose=0)
+    other.save(tmp_path / "two", zipped=False)
+    (tmp_path / "one" / "model.weights.h5").write_bytes((tmp_path / "two" / "model.weights.h5").read_bytes())
+    with pytest.raises(CorruptCheckpoint, match="one is damaged: its files are not of one save"):
+        nn.load_model(tmp_path / "one")
+    (tmp_path / "two" / "model.weights.h5").unlink()
+    with pytest.raises(CorruptCheckpoint, match=r"two has no file model.weights.h5"):
+        nn.load_model(tmp_path / "two")
+
+
+GIB = 1024**3
+
+
+@pytest.mark.parametrize("root", ["", "memory://keras-shards/"])
+def test_row_29_weights_in_several_files(tmp_path: Path, root: str) -> None:
+    place = root or f"{tmp_path}/"
+    model, other = compiled(), compiled()
+    model.fit(*data(), verbose=0)
+    model.save_weights(f"{place}m.weights.h5", max_shard_size=200 / GIB)
+    index = json.loads(file_at(f"{place}m.weights.json").read())
+    names = {
+        name for each in index["weight_map"].values() for name in ([each] if isinstance(each, str) else each)
+    }
+    assert {"m_00000.weights.h5", "m_00001.weights.h5"} < names
+    assert index["metadata"]["total_size"] == sum(v.nbytes for v in _stored(model))
+    other.load_weights(f"{place}m.weights.json").assert_consumed()
+    assert state(other) == state(model)
+    model.save_weights(f"{place}whole.weights.json")
+    assert is_file(f"{place}whole_00000.weights.h5")
+    assert not is_file(f"{place}whole_00001.weights.h5")
+
+
+def _stored(model: Any) -> list[Any]:
+    return [*weights_h5.contents(model)[0].values()]
+
+
+def test_row_29_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    model = compiled()
+    index = tmp_path / "m.weights.json"
+    model.save_weights(index, max_shard_size=200 / GIB)
+    old = (tmp_path / "m_00000.weights.h5").read_bytes()
+    model.save_weights(index, max_shard_size=200 / GIB)
+    (tmp_path / "m_00000.weights.h5").write_bytes(old)
+    with pytest.raises(CorruptCheckpoint, match=r"m_00000.weights.h5 is of another save than"):
+        model.load_weights(index)
+    (tmp_path / "m_00000.weights.h5").unlink()
+    with pytest.raises(CorruptCheckpoint, match=r"names a file m_00000.weights.h5, which is not there"):
+        model.load_weights(index)
+    for name, message in {
+        "../x.h5": "which is no file beside it",
+        "/etc/passwd": "which is no file beside it",
+        "x.npz": "which is no file beside it",
+    }.items():
+        index.write_text(json.dumps({"weight_map": {"/layers/dense/vars": name}}))
+        with pytest.raises(CorruptCheckpoint, match=message):
+            model.load_weights(index)
+    for content in ('{"weight_map"', '["weight_map"]', '{"weight_map": {}}'):
+        index.write_text(content)
+        with pytest.raises(CorruptCheckpoint, match=r"m.weights.json"):
+            model.load_weights(index)
+    with pytest.raises(ConfigurationError, match="more than max_shard_size="):
+        model.save_weights(index, max_shard_size=10 / GIB)
+    with pytest.raises(ConfigurationError, match="must be a positive number of GiB"):
+        model.save_weights(index, max_shard_size=0)
+    with pytest.raises(ConfigurationError, match=r"are named X.weights.json"):
+        model.save_weights(tmp_path / "m.h5", max_shard_size=1)
