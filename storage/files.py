@@ -47,10 +47,10 @@ class StoredFile:
         """Its bytes, or those of [start, stop) as far as they go."""
         return self.store.read(self.key, start, stop)
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Make it of these bytes, whole or not at all; on this machine, whatever its name.
+    def write(self, *data: bytes | memoryview) -> None:
+        """Make it of these buffers, one behind the other, whole or not at all.
 
-        Raises ConfigurationError for a name that stores elsewhere do not take.
+        On this machine it may have any name. Raises ConfigurationError for one that stores elsewhere refuse.
         """
         try:
             check_name(self.key)
@@ -58,7 +58,7 @@ class StoredFile:
             if self.path is None:
                 raise ConfigurationError(f"{self.url} cannot be written: {exc}") from exc
             plain = StoredFile(self.store, uuid.uuid4().hex)  # stores write plain names alone
-            plain.write(data)
+            plain.write(*data)
             try:
                 with translated("write", self.store.url, self.key):
                     os.replace(plain.url, self.url)
@@ -66,7 +66,7 @@ class StoredFile:
             finally:
                 self.store.delete([plain.key])
         else:
-            self.store.write(self.key, (data,))
+            self.store.write(self.key, data)
 
 
 def file_at(url: str) -> StoredFile:

@@ -26,6 +26,7 @@ from storage.files import RangeReader, file_at
 from storage.formats.hdf5_attributes import Bytes
 from storage.formats.hdf5_attributes import attributes as stored_attributes
 from storage.formats.hdf5_attributes import texts as stored_texts
+from storage.formats.hdf5_image import Image
 from storage.naming import listed, numpy_dtype
 from storage.strict_json import MAX_VALUES, canonical, parse, printable
 
@@ -243,13 +244,16 @@ def write(
     path: str, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Mapping[str, Attribute]]
 ) -> None:
     """Write a file of arrays by their paths, whole or not at all; `attributes` are those of groups."""
-    file_at(path).write(written(arrays, attributes))
+    file_at(path).write(*written(arrays, attributes))
 
 
-def written(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Mapping[str, Attribute]]) -> bytes:
-    """The content of such a file."""
+def written(
+    arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Mapping[str, Attribute]]
+) -> list[memoryview]:
+    """The content of such a file as buffers, among them the arrays, which must not change meanwhile."""
     h5py = _h5py()
-    with h5py.File("new", "w", driver="core", backing_store=False) as file:
+    image = Image(arrays.values())
+    with h5py.File(image, "w") as file:
         checks: dict[str, int] = {}
         for group, named in attributes.items():
             holder = file.require_group(group) if group else file
@@ -262,9 +266,7 @@ def written(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Mapping
             if array.dtype.name == _BFLOAT16:
                 made.attrs["dtype"] = _BFLOAT16
         file.attrs[CHECKS] = canonical(checks).decode()
-        file.flush()
-        image: bytes = file.id.get_file_image()
-    return image
+    return image.buffers()
 
 
 def _put_attribute(attrs: Any, name: str, value: Attribute) -> None:

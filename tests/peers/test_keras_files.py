@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from tests.bench import keras_files
 from tests.peers.keras_models import (
     attention,
     check_same,
@@ -122,6 +124,12 @@ def test_row_07_bfloat16_passes_from_keras(tmp_path: Path) -> None:
     kernel = np.asarray(theirs.layers[0].kernel, np.float32)
     assert np.array_equal(model.get_weights()[0], kernel)
     assert np.array_equal(nn.load_model(tmp_path / "theirs.keras").get_weights()[0], kernel)
+
+
+def test_the_benchmark_of_keras_files_runs(tmp_path: Path) -> None:
+    found = keras_files.measure(sys.executable, tmp_path, mb=0.1, layers=2, rounds=1)
+    assert len(found) == len(keras_files.OPERATIONS) + len(keras_files.SAVES)
+    assert all("ratio" in figure for _, figure in found)
 
 
 def _values(theirs: Any) -> list[Any]:

@@ -34,6 +34,7 @@ MAX_CONFIG_NBYTES = 64 << 20
 _BELONG = "holdfast_files"
 _SIGNATURE = b"PK\x03\x04"
 MAX_ENTRIES = 10_000
+_ZIP64 = 1 << 31
 _DAMAGE = (
     ArithmeticError,
     EOFError,
@@ -75,11 +76,27 @@ def recognises(path: str) -> bool:
 
 def save_model(model: Model, path: str, *, include_optimizer: bool = True) -> None:
     """Write a model: its architecture, its weights, how it is compiled, and the optimizer's state."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    pieces = _Pieces()
+    with zipfile.ZipFile(pieces, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
         for name, content in _parts(model, include_optimizer).items():
-            archive.writestr(name, content)
-    file_at(path).write(buffer.getbuffer())
+            with archive.open(name, "w", force_zip64=sum(map(len, content)) > _ZIP64) as entry:
+                for each in content:
+                    entry.write(each)
+    file_at(path).write(*pieces.buffers)
+
+
+class _Pieces:
+    """A file that zipfile writes from the beginning to the end, and that stays in pieces."""
+
+    def __init__(self) -> None:
+        self.buffers: list[bytes | memoryview] = []
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.buffers.append(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
 
 
 def save_directory(model: Model, path: str, *, include_optimizer: bool = True) -> None:
@@ -89,21 +106,28 @@ def save_directory(model: Model, path: str, *, include_optimizer: bool = True) -
     that): what is there of two saves is refused when it is read.
     """
     parts = _parts(model, include_optimizer)
-    about = json.loads(parts.pop(METADATA))
-    about[_BELONG] = {name: [len(content), crc32c(content)] for name, content in parts.items()}
-    for name, content in {**parts, METADATA: json.dumps(about).encode()}.items():
-        file_at(f"{path}/{name}").write(content)
+    about = json.loads(b"".join(parts.pop(METADATA)))
+    about[_BELONG] = {name: [sum(map(len, content)), _crc(content)] for name, content in parts.items()}
+    for name, content in {**parts, METADATA: [json.dumps(about).encode()]}.items():
+        file_at(f"{path}/{name}").write(*content)
 
 
-def _parts(model: Model, include_optimizer: bool) -> dict[str, bytes]:
-    """What is in a file, in Keras's order."""
+def _crc(content: Sequence[bytes | memoryview]) -> int:
+    found = 0
+    for piece in content:
+        found = crc32c(piece, found)
+    return found
+
+
+def _parts(model: Model, include_optimizer: bool) -> dict[str, Sequence[bytes | memoryview]]:
+    """What is in a file, in Keras's order, each as buffers."""
     config = serialize(model)
     if not include_optimizer:
         config.pop("compile_config", None)
     made = {"keras_version": KERAS_VERSION, "date_saved": f"{datetime.now(UTC):%Y-%m-%d@%H:%M:%S}"}
     return {
-        METADATA: json.dumps(made).encode(),
-        CONFIG: json.dumps(config).encode(),
+        METADATA: [json.dumps(made).encode()],
+        CONFIG: [json.dumps(config).encode()],
         WEIGHTS: hdf5.written(*weights_h5.contents(model, include_optimizer=include_optimizer)),
     }
 
@@ -172,7 +196,7 @@ def _in_directory(path: str) -> dict[str, bytes]:
     except ValueError as exc:
         raise CorruptCheckpoint(f"{path}/{METADATA}: {exc}") from exc
     belong = about.get(_BELONG) if isinstance(about, dict) else None
-    if belong is not None and belong != {name: [len(each), crc32c(each)] for name, each in found.items()}:
+    if belong is not None and belong != {name: [len(each), _crc([each])] for name, each in found.items()}:
         raise CorruptCheckpoint(f"{path} is damaged: its files are not of one save")
     return found
 
