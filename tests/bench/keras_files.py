@@ -97,8 +97,10 @@ class Side:
     def close(self) -> None:
         """End the process."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(30)
+        self.process.stdout.close()
 
     def _line(self, start: str) -> str:
         assert self.process.stdout is not None

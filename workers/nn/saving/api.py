@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -173,9 +174,11 @@ def load_weights(
     found = _for_loading(url)
     if found is None:
         return native.load_weights(model, url, skip_mismatch=skip_mismatch, **options)
-    status: Status = found.load().load_weights(
-        model, url, skip_mismatch=skip_mismatch, by_name=by_name, **options
-    )
+    load = found.load().load_weights
+    unknown = options.keys() - inspect.signature(load).parameters.keys()
+    if unknown:
+        raise ConfigurationError(f"{url}: {found.name} is not loaded with {', '.join(sorted(unknown))}=")
+    status: Status = load(model, url, skip_mismatch=skip_mismatch, by_name=by_name, **options)
     return status
 
 

@@ -71,7 +71,7 @@ def check_goes_on(model: Any, folder: Path, predictions: float = 1e-5) -> None:
 @pytest.mark.parametrize(
     "case", ["keras3_sequential", "keras3_functional", "keras3_conv", "keras3_embedding"]
 )
-def test_row_8_a_model_that_keras_saved_goes_on_training_here(reference_data: Path, case: str) -> None:
+def test_row_08_a_model_that_keras_saved_goes_on_training_here(reference_data: Path, case: str) -> None:
     folder = reference_data / "golden" / case
     model = nn.load_model(folder / "model.keras")
     tensors = np.load(folder / "expected_tensors.npz")
@@ -83,7 +83,7 @@ def test_row_8_a_model_that_keras_saved_goes_on_training_here(reference_data: Pa
 
 
 @pytest.mark.parametrize("case", ["weights_h5_sequential", "weights_h5_subclassed"])
-def test_row_7_weights_that_keras_saved_go_on_training_here(reference_data: Path, case: str) -> None:
+def test_row_07_weights_that_keras_saved_go_on_training_here(reference_data: Path, case: str) -> None:
     folder = reference_data / "golden" / case
     about = json.loads((folder / "case.json").read_text())
     if case == "weights_h5_subclassed":
@@ -259,7 +259,7 @@ def test_row_31_what_is_no_scalar_of_the_model_is_no_loss() -> None:
         model.add_metric(model.output)
 
 
-def test_row_7_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
+def test_row_07_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
     model, other = compiled(), compiled()
     model.fit(*data(), verbose=0)
     path = tmp_path / "w.weights.h5"
@@ -275,6 +275,8 @@ def test_row_7_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(narrow.get_weights(), before, strict=True))
     with pytest.raises(ConfigurationError, match="holds weights alone"):
         nn.load_model(path)
+    with pytest.raises(ConfigurationError, match="Keras's weights file is not loaded with names="):
+        narrow.load_weights(path, names=["dense/*"])
 
 
 def test_a_model_gets_no_name_of_a_file_of_weights(tmp_path: Path) -> None:
