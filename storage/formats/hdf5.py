@@ -189,6 +189,11 @@ def reading(path: str, data: bytes | None = None) -> Iterator[Contents]:
     Raises CheckpointError if there is none, CorruptCheckpoint if it is damaged or refused, ConfigurationError
     without h5py.
     """
+    if data is None and "://" in path:
+        try:
+            data = file_at(path).read()  # in one request
+        except ObjectMissing as exc:
+            raise CheckpointError(f"there is no file {path}") from exc
     with _opened(path, data) as (file, raw):
         found = Contents({}, {})
         with _damage(f"{path} is damaged"):

@@ -63,6 +63,7 @@ class Bytes:
         self._source = source
         self.nbytes = source.seek(0, 2)
         self._heaps: dict[int, dict[int, bytes]] = {}
+        self._heaps_nbytes = 0
         head = self.at(0, 24)
         sizes = head[13:15] if head[8] < 2 else head[9:11]
         base = self.at(24 if head[8] == 0 else 28, 8) if head[8] < 2 else head[12:20]
@@ -90,6 +91,9 @@ class Bytes:
         (nbytes,) = struct.unpack_from("<Q", head, 8)
         if head[:5] != b"GCOL\x01" or nbytes < 16:
             raise Damage(f"there is no heap at {address}")
+        self._heaps_nbytes += nbytes
+        if self._heaps_nbytes > self.nbytes:
+            raise Damage("its heaps lie within each other")
         data, place = self.at(address, nbytes), 16
         found: dict[int, bytes] = {}
         while place + 16 <= nbytes:
