@@ -169,7 +169,28 @@ def _of_weights(model: Model, names: GraphNames, top: str) -> tuple[dict[str, Va
     """The model's weights by our names, and where the graph has one, its path there."""
     variables = {f"{WEIGHTS}/{path}": variable for path, variable in model.named_variables().items()}
     ours = {id(variable): name for name, variable in variables.items()}
-    return variables, {ours[id(variable)]: place for variable, place in names.pairs(model, top)}
+    return variables, {ours[number]: place for number, place in _pairs(model, names, top).items()}
+
+
+def _pairs(model: Model, names: GraphNames, top: str) -> dict[int, str]:
+    """The paths in the graph of the model's weights, by id.
+
+    TensorFlow sees no lists of layers in models of Keras 3: what is in them has no path but that of the
+    optimizer that trained it, by whose order it is told, if that is ours for all that has a path.
+    """
+    found = {id(variable): place for variable, place in names.pairs(model, top)}
+    trained = names.trained(_optimizer_place(model, names, top) or "")
+    weights = [id(variable) for variable in model.trainable_weights]
+    if found and len(trained) == len(weights):
+        by_order = dict(zip(weights, trained, strict=True))
+        if all(by_order.get(number, place) == place for number, place in found.items()):
+            found = by_order | found
+    return found
+
+
+def _optimizer_place(model: Model, names: GraphNames, top: str) -> str | None:
+    """The path of the optimizer: below the model, or beside it."""
+    return names.child(model, top, OPTIMIZER) or names.find(OPTIMIZER)
 
 
 def _refuse_what_lies_deeper(model: Model, names: GraphNames, where: str) -> None:
@@ -201,8 +222,8 @@ class _Optimizer:
         if optimizer is None:
             return None
         optimizer.build(model.trainable_weights)
-        place = names.child(model, top, OPTIMIZER) or names.find(OPTIMIZER)
-        return cls(optimizer, names, place, {id(v): path for v, path in names.pairs(model, top)})
+        place = _optimizer_place(model, names, top)
+        return cls(optimizer, names, place, _pairs(model, names, top))
 
     def variables(self) -> Iterator[tuple[str, Variable, str | None]]:
         """The state by our names, with paths in the graph, None of what is not there."""

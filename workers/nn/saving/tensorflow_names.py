@@ -1,9 +1,10 @@
 """Which object of a TensorFlow checkpoint's graph is which of ours, by the attributes that lead to it.
 
-The layers of Sequential and functional models are "layer_with_weights-0", ... there, and "layer-0", ...;
-Keras 2 gives some attributes other names than Keras 3. Slots of optimizers are found by the list that
-Keras 2 keeps them in, or by their names as optimizers before TensorFlow 2.11 had them, and by the name of the
-variable that they belong to. What was stored for an optimizer of another kind is not taken.
+The layers of Sequential and functional models are "layer_with_weights-0", ... there, and "layer-0", ..., as
+Keras 2 has them; of Keras 3, which `tf.train.Checkpoint` saves too, they are members of "_operations". Some
+attributes have other names. Slots of optimizers are found by the list that Keras keeps them in, or by their
+names as optimizers before TensorFlow 2.11 had them, and by the variable that they belong to. What was stored
+for an optimizer of another kind is not taken.
 """
 
 from __future__ import annotations
@@ -99,6 +100,11 @@ AVERAGE = ("_model_variables_moving_average", "average", "average")
 
 PRODUCT = "_u_product"
 
+_TRAINED = "_trainable_variables"
+"""The list of what an optimizer of Keras 3 was built for."""
+_OF_KERAS_3 = {"Lion": frozenset({"_momentums"})}
+"""Marks of kinds that have others in Keras 3."""
+
 _MARKS = frozenset({"_r", "_c", "_v"}).union(*(kind.marks for kind in KINDS.values()))
 
 
@@ -130,7 +136,7 @@ class GraphNames:
             return None
         if isinstance(parent, Optimizer):
             return self._own(parent, above, key)
-        for name in (*_numbered_names(parent, key), attribute(parent, key), key):
+        for name in (*_numbered_names(parent, key), attribute(parent, key), key, f"_{key}"):
             found = self.graph.find(name, number)
             if found is not None:
                 return self.paths.get(found)
@@ -164,6 +170,11 @@ class GraphNames:
                 yield from self.pairs(child, place)
             else:
                 yield child, place
+
+    def trained(self, above: str) -> list[str]:
+        """The paths of the variables that an optimizer was built for, where Keras 3 has saved it."""
+        number = self.graph.find(_TRAINED, self._numbers[above]) if above in self._numbers else None
+        return [] if number is None else [self.paths[each] for each in _members(self.graph, number)]
 
     def _own(self, optimizer: Optimizer, above: str, key: str) -> str | None:
         stored = self._optimizer(optimizer, above)
@@ -200,7 +211,11 @@ class StoredOptimizer:
             return None
         if (target, older) in self.older:
             return self.older[target, older]
-        members = self.lists.get(attribute, [])
+        members = self.lists.get(attribute) or self.lists.get(f"_{attribute}", [])
+        trained = self.lists.get(_TRAINED, [])
+        if target in trained:  # as Keras 3 has it
+            place = trained.index(target)
+            return members[place] if len(members) == len(trained) else None
         name = f"{word}/{self.graph.nodes[target].name}"
         named = [n for n in members if f"/{self.graph.nodes[n].name}".endswith(f"/{name}")]
         if len(named) == 1:
@@ -224,7 +239,8 @@ def stored_optimizer(graph: ObjectGraph, number: int, optimizer: Optimizer) -> S
     if kind is None:
         is_ours = not marks and not slots
     else:
-        is_ours = (not marks or marks == kind.marks) and slots <= {each[2] for each in kind.slots.values()}
+        is_known = not marks or marks in (kind.marks, _OF_KERAS_3.get(type(optimizer).__name__))
+        is_ours = is_known and slots <= {each[2] for each in kind.slots.values()}
         is_ours = is_ours and not any(_is_of_another(name, kind) for name in names)
     if not is_ours:
         return None
@@ -269,12 +285,16 @@ def _numbered_names(parent: Any, key: str) -> Iterator[str]:
         yield f"layer_with_weights-{with_weights}"
     elif number is not None:
         yield f"layer-{number}"
+    if number is not None:
+        operation = f"_operations/{number + isinstance(parent, Sequential)}"  # behind that of the input
+        yield from (operation, f"_functional/{operation}")
 
 
 def _is_of_another(name: str, kind: Kind) -> bool:
     """Whether a slot's name begins with that of a class of another kind."""
-    first = name.partition("/")[0]
-    return first in KINDS and first not in kind.names
+    first = name.partition("/")[0].lower()
+    known = {each.lower() for each in KINDS}
+    return first in known and first not in {each.lower() for each in kind.names}
 
 
 def _members(graph: ObjectGraph, number: int) -> list[int]:
