@@ -21,6 +21,8 @@ STATE = "checkpoint"
 SAVED_MODEL = "saved_model.pb"
 _INDEX = ".index"
 _VARIABLES = "variables/variables"
+_FILE = re.compile(r"(?:\.index|\.data-\d{5}-of-\d{5})$")
+"""What the names of a checkpoint's files have behind the prefix."""
 _MAX_STATE_NBYTES = 16 << 20
 _FIELD = re.compile(
     r'^\s*(model_checkpoint_path|all_model_checkpoint_paths)\s*:\s*"((?:[^"\\\n]|\\.)*)"', re.M
@@ -60,12 +62,11 @@ class CheckpointState:
 
 
 def bundle_at(url: str) -> str | None:
-    """The prefix of what is at a prefix, at its `.index`, in a SavedModel or, the latest, in a directory.
+    """The prefix of what is at a prefix, or one of its files, in a SavedModel or, the latest, in a directory.
 
     None if there is none; a prefix is not opened.
     """
-    prefix = url.rstrip("/").removesuffix(_INDEX)
-    for each in (prefix, f"{prefix}/{_VARIABLES}"):
+    for each in _prefixes(url):
         if is_file(each + _INDEX):
             return each
     try:
@@ -76,8 +77,7 @@ def bundle_at(url: str) -> str | None:
 
 def is_prefix(url: str) -> bool:
     """Whether there is a checkpoint, or a SavedModel with variables, and not a directory of checkpoints."""
-    prefix = url.rstrip("/").removesuffix(_INDEX)
-    return any(is_file(each + _INDEX) for each in (prefix, f"{prefix}/{_VARIABLES}"))
+    return any(is_file(each + _INDEX) for each in _prefixes(url))
 
 
 def is_saved_model(url: str) -> bool:
@@ -128,6 +128,12 @@ def split(prefix: str) -> tuple[str, str]:
     """The directory of a prefix, and its name there."""
     file = file_at(prefix)
     return file.store.url, file.key
+
+
+def _prefixes(url: str) -> tuple[str, str]:
+    """Prefixes that a checkpoint here may have: that of the file, or of this name, and of a SavedModel."""
+    prefix = _FILE.sub("", url.rstrip("/"))
+    return prefix, f"{prefix}/{_VARIABLES}"
 
 
 def _state_file(directory: str, name: str | None) -> StoredFile:

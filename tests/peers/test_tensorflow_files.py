@@ -10,6 +10,7 @@ import pytest
 
 from storage.formats.tensor_bundle import DTYPES, open_bundle, write_bundle
 from workers import nn
+from workers.nn.saving.tensorflow import save_checkpoint
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # for Keras 3, unless it was imported with another before
 
@@ -392,6 +393,38 @@ def test_row_21_checkpoints_of_tensorflow_and_managers_are_gone_on_from(tmp_path
     optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
     np.testing.assert_allclose(ours.net(FLAT).numpy(), net(FLAT).numpy(), atol=1e-5)
     assert (int(ours.step), int(ours.save_counter), ours.parts["a"][0].numpy().tolist()) == (3, 3, [1.0, 2.0])
+
+
+def test_row_21_checkpoints_pass_to_tensorflow(tmp_path: Path) -> None:
+    def made(keras: Any, train: Any, variable: Callable[[Any], Any]) -> Any:
+        net = subclassed(keras)
+        net(FLAT)
+        optimizer = keras.optimizers.Adam(0.05)
+        optimizer.build(net.trainable_variables)
+        parts = {"a": [variable(np.zeros(2, np.float32))], "b": variable(np.array([True, False]))}
+        return train.Checkpoint(step=variable(np.int64(0)), optimizer=optimizer, net=net, parts=parts)
+
+    def step(checkpoint: Any, tape: Any, mean: Any) -> None:
+        with tape() as watched:
+            loss = mean((checkpoint.net(FLAT) - TARGETS) ** 2)
+        variables = checkpoint.net.trainable_variables
+        checkpoint.optimizer.apply_gradients(zip(watched.gradient(loss, variables), variables, strict=True))
+        checkpoint.step.assign(checkpoint.step + 1)
+
+    ours = made(nn, nn.train, nn.Variable)
+    for _ in range(3):
+        step(ours, nn.GradientTape, nn.ops.mean)
+    ours.parts["a"][0].assign(np.array([1.5, 2.5], np.float32))
+    save_checkpoint(ours, str(tmp_path / "ckpt-3"))
+    theirs = made(tf_keras, tf.train, tf.Variable)
+    manager = tf.train.CheckpointManager(theirs, str(tmp_path), max_to_keep=3)
+    theirs.restore(manager.latest_checkpoint).assert_consumed()
+    assert (int(theirs.step), theirs.parts["a"][0].numpy().tolist()) == (3, [1.5, 2.5])
+    assert int(theirs.optimizer.iterations) == 3
+    for _ in range(3):
+        step(ours, nn.GradientTape, nn.ops.mean)
+        step(theirs, tf.GradientTape, tf.reduce_mean)
+    np.testing.assert_allclose(ours.net(FLAT).numpy(), theirs.net(FLAT).numpy(), atol=1e-5)
 
 
 def test_section5_a_saved_model_of_keras_2_gives_back_its_adam(tmp_path: Path) -> None:

@@ -222,6 +222,25 @@ def test_pieces_have_the_keys_that_tensorflow_gives_them(number: int, code: str)
     assert key.hex() == "00" + "6100ff62" + "0001" + "0101" + code + "7f"
 
 
+def test_row_6_tensors_lie_in_several_files(tmp_path: Path) -> None:
+    write_bundle(str(tmp_path / "a"), {"x": np.arange(4.0), "y": np.arange(3)})
+    write_bundle(str(tmp_path / "b"), {"z": np.arange(5, dtype=np.int16)})
+    items = dict(sstable.entries((tmp_path / "a.index").read_bytes()))
+    other = dict(sstable.entries((tmp_path / "b.index").read_bytes()))
+    items |= {b"": protobuf.written((1, 3)), b"z": other[b"z"] + protobuf.written((3, 2))}
+    (tmp_path / "c.index").write_bytes(sstable.table(sorted(items.items())))
+    (tmp_path / "a.data-00000-of-00001").rename(tmp_path / "c.data-00000-of-00003")
+    (tmp_path / "b.data-00000-of-00001").rename(tmp_path / "c.data-00002-of-00003")
+    bundle = open_bundle(str(tmp_path / "c"))
+    bundle.verify()
+    assert bundle.get_tensor("z").tolist() == [0, 1, 2, 3, 4]
+    assert bundle.get_tensor("x").tolist() == [0, 1, 2, 3]
+    (tmp_path / "c.data-00002-of-00003").unlink()
+    assert open_bundle(str(tmp_path / "c")).get_tensor("y").tolist() == [0, 1, 2]
+    with pytest.raises(CorruptCheckpoint, match=r"c\.data-00002-of-00003: z: the file is missing"):
+        open_bundle(str(tmp_path / "c")).get_tensor("z")
+
+
 def everything() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {

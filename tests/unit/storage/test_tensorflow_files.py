@@ -45,6 +45,7 @@ def test_what_golden_directories_name(reference_data: Path) -> None:
 def test_section5_without_the_file_the_last_number_is_the_latest(some: Path) -> None:
     assert latest_in(str(some)) == f"{some}/ckpt-10"
     assert bundle_at(f"{some}/ckpt-9.index") == bundle_at(f"{some}/ckpt-9") == f"{some}/ckpt-9"
+    assert bundle_at(f"{some}/ckpt-9.data-00000-of-00001") == f"{some}/ckpt-9"
     assert is_prefix(f"{some}/ckpt-9")
     assert not is_prefix(str(some))
     assert latest_in(str(some / "nowhere")) is None

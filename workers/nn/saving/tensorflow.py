@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from workers.nn.model import Model
     from workers.nn.optimizers.base import Optimizer
+    from workers.nn.train.checkpoint import Checkpoint
 
 ENDING = "/.ATTRIBUTES/VARIABLE_VALUE"
 """What the names of tensors end with, behind the path of attributes that leads to a variable."""
@@ -111,6 +112,13 @@ def save_weights(model: Model, path: str, *, include_optimizer: bool = True) -> 
     from workers.nn.saving import tensorflow_writing
 
     tensorflow_writing.save_weights(model, path, include_optimizer=include_optimizer)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str) -> None:
+    """Write what a `Checkpoint` holds for that of TensorFlow to restore; see `tensorflow_writing`."""
+    from workers.nn.saving import tensorflow_writing
+
+    tensorflow_writing.save_checkpoint(checkpoint, path)
 
 
 def load_weights(

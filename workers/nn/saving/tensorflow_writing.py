@@ -16,7 +16,10 @@ from storage.errors import ConfigurationError
 from storage.formats.object_graph import VALUE, Node, ObjectGraph
 from storage.formats.tensor_bundle import OBJECT_GRAPH, write_bundle
 from storage.formats.tensorflow_files import CheckpointState, split, write_state
+from storage.naming import listed
+from workers.nn.layers.base import Layer
 from workers.nn.model import Functional
+from workers.nn.optimizers.base import Optimizer
 from workers.nn.saving.tensorflow_names import AVERAGE, KINDS, PRODUCT, attribute, number_of
 from workers.nn.sequential import Sequential
 from workers.nn.variables import Variable
@@ -24,12 +27,13 @@ from workers.nn.variables import Variable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from workers.nn.layers.base import Layer
     from workers.nn.model import Model
-    from workers.nn.optimizers.base import Optimizer
+    from workers.nn.train.checkpoint import Checkpoint
 
 _FUNCTIONS = ("train_function", "train_tf_function", "test_function", "predict_function")
 """What a Keras 2 model that was used has, too; they hold nothing."""
+
+_COUNTER = "save_counter"
 
 _PARTS = {"MultiHeadAttention": ("_softmax", "_dropout_layer")}
 """Layers without weights that Keras 2 has in its own layers, by class."""
@@ -45,15 +49,50 @@ def save_weights(model: Model, path: str, *, include_optimizer: bool = True) -> 
     names = model.named_variables()  # which gives them their paths
     if not names:
         raise ConfigurationError(f"{path}: {model.name} has no weights yet: build it, or call it on a batch")
-    prefix = path.removesuffix(".index")
+    prefix = _prefix(path)
     graph = _Graph({id(variable): name for name, variable in names.items()})
-    graph.add_layer(model, 0)
+    graph.add(model, 0, include_optimizer=include_optimizer)
     graph.child(0, "root", 0)
     function = graph.node()
     for name in _FUNCTIONS:
         graph.child(0, name, function)
-    if include_optimizer and model.optimizer is not None:
-        graph.add_optimizer(model.optimizer)
+    _write(prefix, graph)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str) -> None:
+    """Write what a `Checkpoint` holds as that of a `tf.train.Checkpoint` of the same attributes.
+
+    That of TensorFlow takes it with `restore`. Models, optimizers and files are as `save_weights` has them.
+    States that are no variables are left out, with a warning. Raises as `save_weights` does.
+    """
+    from workers.nn.train.structure import structure_of
+
+    found = structure_of(checkpoint)
+    if not found.variables:
+        raise ConfigurationError(f"{path}: there is nothing to save: no variable is held anywhere")
+    if found.states:
+        warnings.warn(
+            f"TensorFlow has no place for the states of {listed([*found.states])}: they are left out",
+            stacklevel=3,
+        )
+    prefix = _prefix(path)
+    graph = _Graph({id(variable): name for name, variable in found.variables.items()})
+    graph.add(checkpoint, 0)
+    if _COUNTER not in graph.nodes[0].children:
+        graph.child(0, _COUNTER, graph.node(_COUNTER, np.int64(0)))
+    _write(prefix, graph)
+
+
+def _prefix(path: str) -> str:
+    prefix = path.removesuffix(".index")
+    if not prefix or prefix.endswith("/"):
+        raise ConfigurationError(
+            f"{path} names no checkpoint: give a name before .index, such as cp.ckpt.index"
+        )
+    return prefix
+
+
+def _write(prefix: str, graph: _Graph) -> None:
     write_bundle(prefix, graph.tensors())
     directory, name = split(prefix)
     write_state(directory, CheckpointState(name, (name,)))
@@ -81,26 +120,44 @@ class _Graph:
         """In place. Let `key` lead from one node to another."""
         self.nodes[above].children[key] = number
 
-    def add_layer(self, layer: Layer, number: int) -> None:
-        """In place. Add what lies below a layer, which is a node already."""
-        self.known[id(layer)] = number
-        for key, child in layer.children():
+    def add(self, thing: Any, number: int, *, include_optimizer: bool = True) -> None:
+        """In place. Add what lies below an object, which is a node already, and then its optimizers."""
+        optimizers: list[tuple[Optimizer, int]] = []
+        self._add(thing, number, optimizers)
+        if not include_optimizer:
+            self.nodes[number].children.pop("optimizer", None)
+            return
+        for optimizer, above in optimizers:
+            self._add_optimizer(optimizer, above)
+
+    def _add(self, thing: Any, number: int, optimizers: list[tuple[Optimizer, int]]) -> None:
+        from workers.nn.train.structure import Stateful, children
+
+        self.known[id(thing)] = number
+        for key, child in children(thing):
+            if not key:  # the root of a checkpoint, whose attributes are its own
+                self._add(child, number, optimizers)
+                continue
+            if isinstance(child, Stateful):
+                continue
             found = self.known.get(id(child))
             if found is None:
-                if isinstance(child, Variable):
-                    found = self.node(self.paths[id(child)], np.asarray(child.numpy()))
-                    self.known[id(child)] = found
-                else:
-                    found = self.node()
-                    self.add_layer(child, found)
-            for name in _names(layer, key):
+                is_variable = isinstance(child, Variable)
+                name = self.paths.get(id(child), key) if is_variable else ""
+                found = self.node(name, np.asarray(child.numpy()) if is_variable else None)
+                self.known[id(child)] = found
+                if isinstance(child, Optimizer):
+                    optimizers.append((child, found))
+                elif not is_variable:
+                    self._add(child, found, optimizers)
+            for name in _names(thing, key):
                 *between, last = name.split("/")
                 self.child(self._between(number, between), last, found)
-        for key in _PARTS.get(type(layer).__name__, ()):
+        for key in _PARTS.get(type(thing).__name__, ()) if isinstance(thing, Layer) else ():
             self.child(number, key, self.node())
 
-    def add_optimizer(self, optimizer: Optimizer) -> None:
-        """In place. Add the state of the model's optimizer, as far as Keras 2 has one of its kind."""
+    def _add_optimizer(self, optimizer: Optimizer, above: int) -> None:
+        """In place. Add the state of an optimizer, which is a node, as far as Keras 2 has one of its kind."""
         kind = KINDS.get(type(optimizer).__name__)
         if kind is None:
             warnings.warn(
@@ -108,8 +165,6 @@ class _Graph:
                 stacklevel=4,
             )
             return
-        above = self.node()
-        self.child(0, "optimizer", above)
         iteration = self.node("iteration", np.asarray(optimizer.variables[0].numpy(), np.int64))
         variables = self._between(above, ["_variables"])
         self.child(variables, "0", iteration)
@@ -156,12 +211,12 @@ class _Graph:
         return number
 
 
-def _names(layer: Layer, key: str) -> Iterator[str]:
-    """The names under which Keras 2 has what is below a layer."""
-    if not isinstance(layer, Functional | Sequential):
-        yield attribute(layer, key)
+def _names(thing: Any, key: str) -> Iterator[str]:
+    """The names under which Keras 2 has what is below an object."""
+    if not isinstance(thing, Functional | Sequential) or key == "optimizer":
+        yield attribute(thing, key)
         return
-    number, with_weights = number_of(layer, key)
+    number, with_weights = number_of(thing, key)
     if with_weights is not None:
         yield f"layer_with_weights-{with_weights}"
     yield f"layer-{number}"

@@ -10,6 +10,7 @@ import pytest
 
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
 from workers import nn
+from workers.nn.saving.tensorflow import save_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,3 +177,34 @@ def test_objects_that_lead_to_each_other_in_a_circle_end(tmp_path: Path) -> None
     ours.a.b.b = ours.a
     ours.restore(path).assert_consumed()
     assert float(ours.a.b.v) == 3
+
+
+def test_row_21_what_is_written_for_tensorflow_is_restored_here(tmp_path: Path) -> None:
+    ours = checkpoint()
+    x = np.ones((4, 6), np.float32)
+    ours.net(x)
+    ours.optimizer.build(ours.net.trainable_weights)
+    ours.step.assign(np.int64(7))
+    ours.optimizer.apply([np.ones(v.spec.dims, np.float32) for v in ours.net.trainable_weights])
+    save_checkpoint(ours, str(tmp_path / "ckpt-1.index"))
+    other = checkpoint()
+    other.restore(nn.train.latest_checkpoint(tmp_path)).assert_existing_objects_matched()
+    assert np.array_equal(other.net(x).numpy(), ours.net(x).numpy())
+    other.optimizer.build(other.net.trainable_weights)
+    assert (int(other.step), other.optimizer.steps, int(other.save_counter)) == (7, 1, 0)
+    for before, after in zip(ours.optimizer.variables, other.optimizer.variables, strict=True):
+        assert np.array_equal(np.float32(before.numpy()), np.float32(after.numpy()))
+    names = nn.train.load_checkpoint(tmp_path).get_variable_to_shape_map()
+    assert names[f"net/l1/kernel{ENDING}"] == [6, 8]
+    assert f"optimizer/_variables/8{ENDING}" in names
+
+
+def test_row_21_nothing_is_written_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="there is nothing to save"):
+        save_checkpoint(nn.train.Checkpoint(), str(tmp_path / "ckpt"))
+    with pytest.raises(ConfigurationError, match=r"names no checkpoint: give a name before \.index"):
+        save_checkpoint(nn.train.Checkpoint(x=nn.Variable(1.0)), f"{tmp_path}/.index")
+    stopping = nn.callbacks.EarlyStopping()
+    with pytest.warns(UserWarning, match="no place for the states of stopping"):
+        save_checkpoint(nn.train.Checkpoint(x=nn.Variable(1.0), stopping=stopping), f"{tmp_path}/ckpt")
+    assert nn.train.load_checkpoint(tmp_path / "ckpt").get_tensor("x") == 1
