@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import tracemalloc
 from pathlib import Path
@@ -16,10 +17,11 @@ from storage.formats.tensor_bundle import OBJECT_GRAPH, open_bundle, write_bundl
 from workers import nn
 from workers.nn.saving.tensorflow import save_weights
 
-ROUNDS = 60
+ROUNDS = 40
 NOTABLE = [0, 1, 0x7F, 0x80, 0xFF]
 
 
+@functools.cache
 def model() -> Any:
     made = nn.Sequential([nn.Input((3,)), nn.Dense(4), nn.BatchNormalization(), nn.Dense(2)])
     made.compile("adam", "mse")
@@ -66,7 +68,7 @@ def use(path: str) -> None:
             reader.get_tensor(name)
         except HoldfastError:
             continue
-    structure = nn.train.Checkpoint(root=nn.Sequential([nn.Input((3,)), nn.Dense(4)]))
+    structure = nn.train.Checkpoint(root=model())
     for load in (model().load_weights, structure.restore, nn.train.Saver([nn.Variable(0.0)]).restore):
         try:
             status = load(path)

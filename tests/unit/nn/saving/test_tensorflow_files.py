@@ -274,6 +274,22 @@ def test_row_27_state_that_keras_2_has_no_place_for_is_left_out_with_a_warning(t
         save_weights(model, str(tmp_path / "ckpt"))
 
 
+def test_row_29_checkpoints_lie_at_any_url() -> None:
+    import fsspec
+
+    model = nested()
+    model.save_weights("memory://tensorflow/run/cp-1.ckpt.index")
+    model.save_weights("memory://tensorflow/run/cp-2.ckpt.index")
+    found = nn.train.latest_checkpoint("memory://tensorflow/run")
+    assert found == "memory://tensorflow/run/cp-2.ckpt"
+    again = nested()
+    again.load_weights(found).assert_consumed()
+    assert all(map(np.array_equal, model.get_weights(), again.get_weights()))
+    with pytest.raises(ConfigurationError, match="is there already"):
+        model.save_weights("memory://tensorflow/run/cp-2.ckpt.index", overwrite=False)
+    fsspec.filesystem("memory").rm("/tensorflow", recursive=True)
+
+
 def test_a_model_without_weights_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="has no weights yet: build it"):
         nn.Sequential([nn.Dense(3)]).save_weights(str(tmp_path / "ckpt.index"))
