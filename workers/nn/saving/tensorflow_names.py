@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from storage.formats.object_graph import VALUE
 from workers.nn.layers.base import Layer
@@ -116,6 +117,7 @@ class GraphNames:
         self.paths = _paths(graph)
         self._numbers = {path: number for number, path in self.paths.items()}
         self._optimizers: dict[str, StoredOptimizer | None] = {}
+        self._layers: WeakKeyDictionary[Layer, dict[str, tuple[int, int | None]]] = WeakKeyDictionary()
 
     def find(self, path: str) -> str | None:
         """The shortest path to the object at "net/layer"; None if there is none."""
@@ -136,7 +138,7 @@ class GraphNames:
             return None
         if isinstance(parent, Optimizer):
             return self._own(parent, above, key)
-        for name in (*_numbered_names(parent, key), attribute(parent, key), key, f"_{key}"):
+        for name in (*self._numbered(parent, key), attribute(parent, key), key, f"_{key}"):
             found = self.graph.find(name, number)
             if found is not None:
                 return self.paths.get(found)
@@ -176,6 +178,22 @@ class GraphNames:
         number = self.graph.find(_TRAINED, self._numbers[above]) if above in self._numbers else None
         return [] if number is None else [self.paths[each] for each in _members(self.graph, number)]
 
+    def _numbered(self, parent: Any, key: str) -> Iterator[str]:
+        """The names of a layer of a Sequential or functional model by its number."""
+        if not isinstance(parent, Functional | Sequential):
+            return
+        numbers = self._layers.get(parent)
+        if numbers is None:
+            numbers = numbers_of(parent)
+            if _is_built(parent):
+                self._layers[parent] = numbers
+        if key not in numbers:
+            return
+        number, with_weights = numbers[key]
+        yield f"layer-{number}" if with_weights is None else f"layer_with_weights-{with_weights}"
+        operation = f"_operations/{number + isinstance(parent, Sequential)}"  # behind that of the input
+        yield from (operation, f"_functional/{operation}")
+
     def _own(self, optimizer: Optimizer, above: str, key: str) -> str | None:
         stored = self._optimizer(optimizer, above)
         number = None if stored is None else stored.own.get(key)
@@ -200,6 +218,10 @@ class StoredOptimizer:
     """"iteration", "learning_rate" and the like."""
     lists: dict[str, list[int]] = field(default_factory=dict)
     older: dict[tuple[int, str], int] = field(default_factory=dict)
+    trained: dict[int, int] = field(default_factory=dict)
+    """The places of variables among those that it was built for, where Keras 3 has saved them."""
+    named: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """The members of lists by the names of their variables, as far as they were asked for."""
 
     def slot(self, slot: str, place: int, target: int, count: int) -> int | None:
         """The object that holds a slot of the variable that is object `target`, and was number `place`."""
@@ -212,12 +234,11 @@ class StoredOptimizer:
         if (target, older) in self.older:
             return self.older[target, older]
         members = self.lists.get(attribute) or self.lists.get(f"_{attribute}", [])
-        trained = self.lists.get(_TRAINED, [])
-        if target in trained:  # as Keras 3 has it
-            place = trained.index(target)
-            return members[place] if len(members) == len(trained) else None
-        name = f"{word}/{self.graph.nodes[target].name}"
-        named = [n for n in members if f"/{self.graph.nodes[n].name}".endswith(f"/{name}")]
+        if target in self.trained:  # as Keras 3 has it
+            return members[self.trained[target]] if len(members) == len(self.trained) else None
+        if attribute not in self.named:
+            self.named[attribute] = _by_name(self.graph, members, word)
+        named = self.named[attribute].get(self.graph.nodes[target].name, [])
         if len(named) == 1:
             return named[0]
         return members[place] if len(members) == count and (not named or members[place] in named) else None
@@ -233,15 +254,14 @@ def stored_optimizer(graph: ObjectGraph, number: int, optimizer: Optimizer) -> S
     lists = {name: _members(graph, child) for name, child in node.children.items()}
     marks = _MARKS & node.children.keys()
     slots = {name for _, name in node.slots}
-    names = [
-        graph.nodes[n].name for n in (*node.slots.values(), *(n for each in lists.values() for n in each))
-    ]
+    numbers = {*node.slots.values(), *(n for each in lists.values() for n in each)}
+    firsts = {graph.nodes[n].name.partition("/")[0] for n in numbers}
     if kind is None:
         is_ours = not marks and not slots
     else:
         is_known = not marks or marks in (kind.marks, _OF_KERAS_3.get(type(optimizer).__name__))
         is_ours = is_known and slots <= {each[2] for each in kind.slots.values()}
-        is_ours = is_ours and not any(_is_of_another(name, kind) for name in names)
+        is_ours = is_ours and not any(_is_of_another(first, kind) for first in firsts)
     if not is_ours:
         return None
     own = {"iteration": iteration}
@@ -252,24 +272,23 @@ def stored_optimizer(graph: ObjectGraph, number: int, optimizer: Optimizer) -> S
         found = next((node.children[name] for name in candidates if name in node.children), None)
         if found is not None and graph.nodes[found].tensors:
             own[key] = found
-    return StoredOptimizer(graph, kind, own, lists, dict(node.slots))
+    trained = {each: place for place, each in enumerate(lists.get(_TRAINED, []))}
+    return StoredOptimizer(graph, kind, own, lists, dict(node.slots), trained)
 
 
-def number_of(parent: Layer, key: str) -> tuple[int | None, int | None]:
-    """The number of a layer of a model, and that among those with weights, as Keras 2 counts; None: none.
+def numbers_of(parent: Functional | Sequential) -> dict[str, tuple[int, int | None]]:
+    """The number of each layer of a model, and that among those with weights, as Keras 2 counts; None: none.
 
-    Of a model in which a layer before it is not built, the latter is not known.
+    Behind a layer that is not built, the latter is not known.
     """
-    with_weights: int | None = 0
-    for i, (name, child) in enumerate(parent.children()):
+    found: dict[str, tuple[int, int | None]] = {}
+    count, is_known = 0, True
+    for i, (key, child) in enumerate(parent.children()):
         is_weighted = isinstance(child, Layer) and bool(child.weights)
-        if name == key:
-            return i, with_weights if is_weighted else None
-        if isinstance(child, Layer) and not child.built and not is_weighted:
-            with_weights = None
-        if is_weighted and with_weights is not None:
-            with_weights += 1
-    return None, None
+        found[key] = (i, count if is_weighted and is_known else None)
+        count += is_weighted
+        is_known = is_known and (is_weighted or (isinstance(child, Layer) and child.built))
+    return found
 
 
 def attribute(layer: Any, key: str) -> str:
@@ -277,24 +296,23 @@ def attribute(layer: Any, key: str) -> str:
     return _ATTRIBUTES.get((type(layer).__name__, key), key)
 
 
-def _numbered_names(parent: Any, key: str) -> Iterator[str]:
-    if not isinstance(parent, Functional | Sequential):
-        return
-    number, with_weights = number_of(parent, key)
-    if with_weights is not None:
-        yield f"layer_with_weights-{with_weights}"
-    elif number is not None:
-        yield f"layer-{number}"
-    if number is not None:
-        operation = f"_operations/{number + isinstance(parent, Sequential)}"  # behind that of the input
-        yield from (operation, f"_functional/{operation}")
+def _is_built(model: Layer) -> bool:
+    return all(isinstance(child, Layer) and child.built for _, child in model.children())
 
 
-def _is_of_another(name: str, kind: Kind) -> bool:
-    """Whether a slot's name begins with that of a class of another kind."""
-    first = name.partition("/")[0].lower()
+def _by_name(graph: ObjectGraph, members: list[int], word: str) -> dict[str, list[int]]:
+    """Slots called "Adam/m/dense/kernel", or "m/dense/kernel", by "dense/kernel"."""
+    found: dict[str, list[int]] = {}
+    for number in members:
+        name = f"/{graph.nodes[number].name}".partition(f"/{word}/")[2]
+        found.setdefault(name, []).append(number)
+    return found
+
+
+def _is_of_another(first: str, kind: Kind) -> bool:
+    """Whether the first part of a slot's name is that of a class of another kind."""
     known = {each.lower() for each in KINDS}
-    return first in known and first not in {each.lower() for each in kind.names}
+    return first.lower() in known and first.lower() not in {each.lower() for each in kind.names}
 
 
 def _members(graph: ObjectGraph, number: int) -> list[int]:

@@ -20,12 +20,12 @@ from storage.naming import listed
 from workers.nn.layers.base import Layer
 from workers.nn.model import Functional
 from workers.nn.optimizers.base import Optimizer
-from workers.nn.saving.tensorflow_names import AVERAGE, KINDS, PRODUCT, attribute, number_of
+from workers.nn.saving.tensorflow_names import AVERAGE, KINDS, PRODUCT, attribute, numbers_of
 from workers.nn.sequential import Sequential
 from workers.nn.variables import Variable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from workers.nn.model import Model
     from workers.nn.train.checkpoint import Checkpoint
@@ -134,6 +134,7 @@ class _Graph:
         from workers.nn.train.structure import Stateful, children
 
         self.known[id(thing)] = number
+        numbers = numbers_of(thing) if isinstance(thing, Functional | Sequential) else {}
         for key, child in children(thing):
             if not key:  # the root of a checkpoint, whose attributes are its own
                 self._add(child, number, optimizers)
@@ -150,7 +151,7 @@ class _Graph:
                     optimizers.append((child, found))
                 elif not is_variable:
                     self._add(child, found, optimizers)
-            for name in _names(thing, key):
+            for name in _names(thing, key, numbers):
                 *between, last = name.split("/")
                 self.child(self._between(number, between), last, found)
         for key in _PARTS.get(type(thing).__name__, ()) if isinstance(thing, Layer) else ():
@@ -211,12 +212,12 @@ class _Graph:
         return number
 
 
-def _names(thing: Any, key: str) -> Iterator[str]:
-    """The names under which Keras 2 has what is below an object."""
-    if not isinstance(thing, Functional | Sequential) or key == "optimizer":
+def _names(thing: Any, key: str, numbers: Mapping[str, tuple[int, int | None]]) -> Iterator[str]:
+    """The names under which Keras 2 has what is below an object, whose layers have these numbers."""
+    if key not in numbers:
         yield attribute(thing, key)
         return
-    number, with_weights = number_of(thing, key)
+    number, with_weights = numbers[key]
     if with_weights is not None:
         yield f"layer_with_weights-{with_weights}"
     yield f"layer-{number}"
