@@ -160,12 +160,13 @@ class Builder:
         return symbol
 
 
-def trace(function: Callable[..., Any], *specs: Any) -> Graph:
+def trace(function: Callable[..., Any], *specs: Any, builder: Builder | None = None) -> Graph:
     """What `function` does with tensors of these specs (each a structure of them), as a graph.
 
-    Raises Untraceable with the line of the code if it asks for a tensor's value.
+    A `builder` of one's own sees each operation. Raises Untraceable with the line of the code if it asks for
+    a tensor's value.
     """
-    builder = Builder()
+    builder = Builder() if builder is None else builder
     arguments = [map_structure(builder.input, spec) for spec in specs]
     with tracing(builder):
         return builder.finish(function(*arguments))

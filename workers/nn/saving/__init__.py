@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workers.nn.saving import onnx
     from workers.nn.saving.api import load_model
     from workers.nn.saving.objects import (
         CustomObjectScope,
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     )
 
 _OF_MODELS = ("load_model",)
+_MODULES = ("onnx",)
 
 __all__ = [
     "CustomObjectScope",
@@ -28,6 +31,7 @@ __all__ = [
     "get_registered_name",
     "get_registered_object",
     "load_model",
+    "onnx",
     "register_keras_serializable",
     "serialize",
     "serialize_keras_object",
@@ -36,6 +40,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for: layers use parts of this package."""
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name in __all__:
         from workers.nn.saving import api, objects
 

@@ -72,9 +72,9 @@ class Signature:
         graph = trace(function, *specs)
         check_held(graph, model)
         alone = ["inputs"] if len(specs) == 1 else [f"input_{i}" for i in range(len(specs))]
-        names = [key for spec, name in zip(specs, alone, strict=True) for key in _names(spec, name)]
+        names = [key for spec, name in zip(specs, alone, strict=True) for key in names_of(spec, name)]
         names = names if len({*names}) == len(names) else [f"input_{i}" for i in range(len(names))]
-        return cls(name, tuple(tags), tuple(names), tuple(_names(graph.structure, "output_0")), graph)
+        return cls(name, tuple(tags), tuple(names), tuple(names_of(graph.structure, "output_0")), graph)
 
     def to_json(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """The document, and by their keys the constants that are too large for it."""
@@ -133,7 +133,7 @@ def _spec(given: Any) -> Spec:
     return Spec((None, *spec.shape[1:]), spec.dtype) if spec.shape else spec
 
 
-def _names(structure: Any, alone: str) -> list[str]:
+def names_of(structure: Any, alone: str) -> list[str]:
     """Names for the leaves of a structure: a dict's keys, else numbered."""
     if isinstance(structure, dict) and len(leaves(structure)) == len(structure):
         return [str(key) for key in structure]
