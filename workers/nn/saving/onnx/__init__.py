@@ -61,13 +61,13 @@ def export(model: Model, path: str, *, opset: int = OPSETS[0]) -> None:
         f"{path}: an ONNX file holds less than 2 GiB, and the model's weights are {nbytes / 2**30:.1f} GiB",
     )
     names = names_of(model.input_spec, "inputs"), names_of(graph.structure, "output_0")
-    written = translated(graph, *names, builder.found, name=model.name, opset=opset)
+    written = translated(graph, *names, builder.found, name=model.name, opset=opset).SerializeToString()
     try:
         onnx.checker.check_model(written, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         reason = str(exc).strip().splitlines()[0]
         raise ConfigurationError(f"{path}: ONNX does not take what the model computes: {reason}") from exc
-    file_at(path).write(written.SerializeToString())
+    file_at(path).write(written)
 
 
 class _Layers(Builder):

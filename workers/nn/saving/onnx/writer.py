@@ -34,6 +34,9 @@ Given: TypeAlias = "Operand | str | Array | float | None"
 left out."""
 
 
+_SMALL_NBYTES = 4096
+
+
 class Refused(Exception):
     """An operation, as it is used here, has no counterpart in ONNX; the message says why."""
 
@@ -80,7 +83,9 @@ class Writer:
         return self.constant(operand if isinstance(operand, np.ndarray) else np.asarray(operand, dtype))
 
     def constant(self, array: Array) -> str:
-        """In place. The name of a constant; equal ones are stored once."""
+        """In place. The name of a constant; equal ones are stored once, if they are small."""
+        if array.nbytes > _SMALL_NBYTES:
+            return self.initializer(self.fresh("constant"), array)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = self.initializer(self.fresh("constant"), array)
