@@ -98,6 +98,8 @@ def convert(
 ) -> int:
     """Save a model in another format, and tell what that format has no place for.
 
+    What ends in .onnx is written as ONNX: what the model computes without training.
+
     holdfast model convert a.keras s3://bucket/model
     """
     from workers.nn.saving import conversion

@@ -12,7 +12,8 @@ from storage.errors import ConfigurationError, CorruptCheckpoint
 from storage.files import is_file
 from storage.store import check_url, open_store
 from storage.strict_json import parse
-from workers.nn.saving import documents, native, objects, signatures
+from workers.nn.lookup import check
+from workers.nn.saving import documents, native, objects, onnx, signatures
 from workers.nn.saving.signatures import Signature
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ def _for_saving(url: str, save_format: str | None, *, models: bool) -> Format | 
         return None
     fitting = [each for each in FORMATS if each.holds_models or not models]
     if save_format is None:
+        check(not url.endswith(onnx.ENDING), f"{url}: ONNX is written by nn.saving.onnx.export(model, path)")
         found = next((each for each in FORMATS if url.endswith(each.endings)), None)
         if found is not None and found not in fitting:
             raise ConfigurationError(f"{url}: {found.name} holds weights alone: give a model another ending")
@@ -231,6 +233,10 @@ def _for_loading(url: str) -> Format | None:
     """The format of what is there; None for the native one. ConfigurationError if nothing is."""
     found = next((each for each in FORMATS if each.load().recognises(url)), None)
     if found is None and is_file(url):
+        check(
+            not url.endswith(onnx.ENDING),
+            f"{url}: ONNX files are written, and not read: take what this one was made from",
+        )
         raise CorruptCheckpoint(
             f"{url} is a file in no format that is known: it is damaged, or holds no model and no weights"
         )

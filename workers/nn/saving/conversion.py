@@ -24,7 +24,7 @@ from storage.naming import listed
 from storage.store import open_store
 from workers.nn.lookup import CannotBeMade
 from workers.nn.model import Functional
-from workers.nn.saving import api, named_arrays, native, signatures, tensorflow
+from workers.nn.saving import api, named_arrays, native, onnx, signatures, tensorflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,7 +44,6 @@ class Kind:
     module: str | None
     holds: tuple[str, ...]
     checked: str
-    reads: bool = True
 
     @property
     def is_whole(self) -> bool:
@@ -109,6 +108,13 @@ _OTHERS = {
     ),
 }
 
+ONNX = Kind(
+    "ONNX: what the model computes without training",
+    f"{_SAVING}onnx",
+    ("weights", _GRAPH),
+    "nothing: it is written, and not read",
+)
+
 
 def kind_at(url: str) -> Kind:
     """The format of what is at a place. ConfigurationError if nothing is, CorruptCheckpoint if it is lost."""
@@ -140,6 +146,8 @@ def _is_run(url: str) -> bool:
 
 def kind_for(url: str) -> Kind:
     """The format in which something is saved under a name: by its ending, else Holdfast's own."""
+    if url.endswith(onnx.ENDING):
+        return ONNX
     found = api._for_saving(url, None, models=False)
     return NATIVE if found is None else _OTHERS[found.module]
 
@@ -237,7 +245,9 @@ def convert(
             lost: tuple[str, ...] = () if all_of_it else ("optimizer state",)
             return Converted(kind, wanted, lost, (), sum(array.size for array in values.values()))
         model = _model(source, kind, architecture)
-        if wanted.is_whole:
+        if wanted is ONNX:
+            onnx.export(model, target)
+        elif wanted.is_whole:
             model.save(target)
         else:
             model.save_weights(target)

@@ -94,6 +94,26 @@ def test_what_is_lost_is_told(saved: Any) -> None:
     assert any("added to the model itself" in note for note in done.notes)
 
 
+@pytest.mark.parametrize("source", [*WHOLE, *WEIGHTS])
+def test_what_a_model_computes_goes_into_onnx_which_is_not_read(saved: Any, source: str) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    model, folder = saved
+    target = str(folder / "m.onnx")
+    given = None if source in WHOLE else lambda: nn.load_model(folder / "native")
+    done = conversion.convert(str(folder / source), target, architecture=given)
+    assert ("graph" in done.lost, "weights" in done.lost) == (False, False)
+    assert ("architecture" in done.lost) == (source in WHOLE)
+    (found,) = runtime.InferenceSession(target, providers=["CPUExecutionProvider"]).run(None, {"inputs": X})
+    np.testing.assert_allclose(found, np.asarray(model(X)), rtol=1e-5, atol=1e-5)
+    for read in (nn.load_model, conversion.described, conversion.verify):
+        with pytest.raises(ConfigurationError, match=r"ONNX files are written, and not read"):
+            read(target)
+    for write in (model.save, model.save_weights):
+        with pytest.raises(ConfigurationError, match=r"ONNX is written by nn\.saving\.onnx\.export"):
+            write(folder / "other.onnx")
+    assert not (folder / "other.onnx").exists()
+
+
 def test_weights_alone_need_an_architecture_that_fits(saved: Any) -> None:
     _, folder = saved
     with pytest.raises(ConfigurationError, match=r"w\.npz is arrays of NumPy .*without an architecture"):

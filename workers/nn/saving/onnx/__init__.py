@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from workers.nn.model import Model
 
+ENDING = ".onnx"
+
 OPSETS = (18, 23)
 """The first and the last version of ONNX's operator set that can be written."""
 
@@ -100,4 +102,4 @@ def _library() -> Any:
     return onnx
 
 
-__all__ = ["OPSETS", "export"]
+__all__ = ["ENDING", "OPSETS", "export"]
