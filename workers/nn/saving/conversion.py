@@ -109,7 +109,7 @@ _OTHERS = {
 }
 
 ONNX = Kind(
-    "ONNX: what the model computes without training",
+    "an ONNX file of what the model computes without training",
     f"{_SAVING}onnx",
     ("weights", _GRAPH),
     "nothing: it is written, and not read",

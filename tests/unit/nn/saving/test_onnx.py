@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -260,6 +261,28 @@ def test_row_29_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     with pytest.raises(Untraceable, match=r"test_onnx.py"):
         nn.saving.onnx.export(nn.Sequential([nn.Input((4,)), Branching()]), path)
     assert not list(tmp_path.iterdir())
+
+
+def test_row_29_more_weights_than_a_file_holds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential([nn.Input((4,)), nn.Dense(3)])
+    monkeypatch.setattr(nn.saving.onnx, "_MAX_NBYTES", 60)  # 15 float32
+    with pytest.raises(ConfigurationError, match="an ONNX file holds less than 2 GiB"):
+        nn.saving.onnx.export(model, str(tmp_path / "m.onnx"))
+
+
+def test_row_29_what_onnx_types_do_not_allow_is_told_by_its_node(tmp_path: Path) -> None:
+    model = nn.Sequential([nn.Input((4,), dtype="bool"), nn.layers.Lambda(lambda x: nn.ops.max(x, axis=1))])
+    with pytest.raises(ConfigurationError, match=r"m\.onnx: ONNX does not take .*ReduceMax"):
+        nn.saving.onnx.export(model, str(tmp_path / "m.onnx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_row_29_without_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'holdfast\[onnx\]'"):
+        nn.saving.onnx.export(nn.Sequential([nn.Input((4,)), nn.Dense(3)]), str(tmp_path / "m.onnx"))
 
 
 def test_row_29_a_file_replaces_another_as_a_whole_on_any_url(tmp_path: Path) -> None:

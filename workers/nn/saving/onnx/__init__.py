@@ -48,7 +48,7 @@ def export(model: Model, path: str, *, opset: int = OPSETS[0]) -> None:
     code that asks for a tensor's value.
     """
     onnx = _library()
-    first, last = OPSETS
+    first, last = OPSETS[0], min(OPSETS[1], onnx.defs.onnx_opset_version())
     check(
         isinstance(opset, int) and first <= opset <= last,
         f"opset must be one of {first} to {last}, not {opset!r}",
@@ -96,6 +96,7 @@ def _library() -> Any:
     try:
         import onnx
         import onnx.checker
+        import onnx.defs
         import onnx.shape_inference
     except ImportError as exc:
         raise ConfigurationError("ONNX files need onnx: pip install 'holdfast[onnx]'") from exc

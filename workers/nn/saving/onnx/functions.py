@@ -20,7 +20,7 @@ _SELU_SCALE = 1.0507009873554805
 def activate(w: Writer, name: str, arguments: Mapping[str, Any], z: str, dtype: str) -> str:
     """In place. The activation of z, a value of this dtype. Refused for `sparsemax`."""
     if name not in _FUNCTIONS:
-        raise Refused(f"the activation {name!r} has no counterpart there")
+        raise Refused(f"the activation {name!r} has no counterpart in ONNX")
     # `bound` has checked the arguments when the graph was made.
     values = {**activations.FUSED[name].arguments, **arguments}
     return _FUNCTIONS[name](_Formula(w, dtype), z, **values)
