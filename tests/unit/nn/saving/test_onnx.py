@@ -44,9 +44,9 @@ def run(file: str | bytes, *inputs: Array) -> list[Array]:
 
 def exported(model: Any, tmp_path: Path, *inputs: Array, opset: int = 18) -> list[Array]:
     """What onnxruntime gives for the model; it must be what the model gives."""
-    path = str(tmp_path / "model.onnx")
+    path = tmp_path / "model.onnx"
     nn.saving.onnx.export(model, path, opset=opset)
-    found = run(path, *inputs)
+    found = run(str(path), *inputs)
     wanted = leaves(model(inputs[0] if len(inputs) == 1 else list(inputs)))
     for y, tensor in zip(found, wanted, strict=True):
         assert y.dtype == tensor.numpy().dtype

@@ -9,6 +9,7 @@ What differs: an embedding takes negative numbers for places counted from the en
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from workers.nn.saving.signatures import names_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from types import FrameType
 
     from workers.nn.model import Model
@@ -36,7 +38,7 @@ _MAX_NBYTES = 2**31 - 2**24
 """A file is one message of Protocol Buffers, which is less than 2 GiB; the rest is for the nodes."""
 
 
-def export(model: Model, path: str, *, opset: int = OPSETS[0]) -> None:
+def export(model: Model, path: str | Path, *, opset: int = OPSETS[0]) -> None:
     """Write what a built model computes without training as an ONNX file, at any fsspec URL.
 
     Inputs are named "inputs", "inputs_0", ... or as the keys of a dict; outputs "output_0", ... likewise. The
@@ -47,7 +49,7 @@ def export(model: Model, path: str, *, opset: int = OPSETS[0]) -> None:
     of the operators than `OPSETS` spans, and for weights of 2 GiB or more; Untraceable, with the line, for
     code that asks for a tensor's value.
     """
-    onnx = _library()
+    onnx, file = _library(), file_at(os.fspath(path))
     first, last = OPSETS[0], min(OPSETS[1], onnx.defs.onnx_opset_version())
     check(
         isinstance(opset, int) and first <= opset <= last,
@@ -69,7 +71,7 @@ def export(model: Model, path: str, *, opset: int = OPSETS[0]) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         reason = str(exc).strip().splitlines()[0]
         raise ConfigurationError(f"{path}: ONNX does not take what the model computes: {reason}") from exc
-    file_at(path).write(written)
+    file.write(written)
 
 
 class _Layers(Builder):
