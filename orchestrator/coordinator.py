@@ -15,6 +15,7 @@ from orchestrator.failures import classify, in_short
 from orchestrator.identity import check_identity, full_identity
 from orchestrator.life import own_life
 from orchestrator.machine import Phase, State
+from orchestrator.metrics import MetricsWriter
 from orchestrator.requests import Requests
 from orchestrator.restart import tokens_left
 from orchestrator.spec import check_remainder
@@ -26,6 +27,7 @@ from workers import fingerprint
 from workers import messages as m
 from workers.arenas import discard_arena
 from workers.faults import planned_fault
+from workers.schedule import steps_per_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -137,6 +139,7 @@ class Coordinator:
         self._steps_per_s: float | None = None
         self._began = self._waiting_since = self._clock()
         self._fault: Fault | None = None
+        self._metrics = MetricsWriter(run.store, attempt.number, attempt.nonce)
 
     def run(self) -> State:
         """Run the attempt to its end; every process has ended when this returns."""
@@ -145,7 +148,7 @@ class Coordinator:
             try:
                 self._records.keep(strict=True)
                 self._requests = Requests(self._run)
-                self._records.follow(self.sign, self._look_for_requests)
+                self._records.follow(self.sign, self._look_for_requests, self._store_metrics)
                 self._places = dict(self._runtime.places(self._settings.with_standby(self._settings.most)))
                 self._handle(self._begin())
                 while self.state.phase is not Phase.ENDED:
@@ -179,6 +182,8 @@ class Coordinator:
         self._measure()
         for event in _causes_first(events):
             self._keep_track(event)
+            if isinstance(event, e.Heard) and isinstance(event.event, m.Evaluated):
+                self._metrics.evaluated(event.event.step, event.event.metrics)
             self._handle(event)
         for future in [f for f in self._answers if f.done()]:
             self._answers.remove(future)
@@ -233,6 +238,8 @@ class Coordinator:
         last = min(mine, key=lambda progress: progress.step)
         workers = sum(progress.workers for progress in progresses.values())
         standby = sum(progress.standby for progress in progresses.values())
+        for progress in mine:
+            self._metrics.take(progress.rows)
         step = max(self._progress.step, last.step)
         metrics = last.metrics if last.step == step else self._progress.metrics
         self._progress = m.Progress(step, metrics, workers, standby)
@@ -250,6 +257,15 @@ class Coordinator:
             case e.NodeLost(node):
                 self._processes = {key: pid for key, pid in self._processes.items() if key[0] != node}
 
+    def _store_metrics(self, *, last: bool = False) -> None:
+        """Store what was measured, if that is due; training needs none of it."""
+        try:
+            self._metrics.store(self._clock(), last=last)
+        except (StorageError, ConfigurationError) as error:
+            if last or not self._metrics.complained:
+                self._observer.note(Note("storage", f"the metrics could not be stored: {error}", {}))
+            self._metrics.complained = True
+
     def _mention_waiting(self) -> None:
         """Nobody should look at a run that waits for workers without being told."""
         if self.state.phase is not Phase.JOINING or self._clock() - self._waiting_since < WAITING_S:
@@ -260,6 +276,7 @@ class Coordinator:
 
     def _end(self) -> None:
         """End every process. The arenas go when nobody will need them again."""
+        self._store_metrics(last=True)  # before the memory goes, which holds them, too
         close = m.Close(remove=self._stored())
         commands: list[tuple[int, m.Command]] = [(node, close) for node in sorted(self.state.nodes)]
         try:
@@ -291,6 +308,7 @@ class Coordinator:
         """From where the attempt goes on; steps beyond it were committed once and are trained again."""
         base = self.state.base.base if self.state.base is not None else None
         step = 0 if base is None else base.step
+        self._metrics.begin(step)
         lost = max(0, self._records.ledger.reached - step)
         text = f"{lost} steps since then are lost and trained again" if lost else ""
         self._tell(Note("based", text, {"step": step, "steps_lost": lost}))
@@ -342,6 +360,8 @@ class Coordinator:
 
     def _identify(self, description: dict[str, Any]) -> e.Event:
         self._description = description
+        batches = steps_per_epoch(description["samples"], self._job.batch_size, self._job.remainder)
+        self._metrics.describe(description, batches)
         check_remainder(self._job, description["samples"])
         ours = full_identity(self._job, self._settings.microbatches, description)
         if not self._run.probe_exclusive():

@@ -51,6 +51,7 @@ class Records:
         self._attempt: Attempt | None = None
         self._sign: Callable[[], dict[str, Any]] = dict
         self._look: Callable[[], bool] = bool
+        self._also: Callable[[], None] = lambda: None
         self._entries: list[dict[str, Any]] = []
         self._noted = 0  # entries of all attempts
         self._stored = 0
@@ -68,9 +69,17 @@ class Records:
             self._attempt, self._sign = attempt, sign
             self._entries = []
 
-    def follow(self, sign: Callable[[], dict[str, Any]], look: Callable[[], bool]) -> None:
-        """Have the thread write what `sign` makes: now and then, and when `look`, asked each second, says."""
-        self._sign, self._look = sign, look
+    def follow(
+        self,
+        sign: Callable[[], dict[str, Any]],
+        look: Callable[[], bool],
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Have the thread write what `sign` makes: now and then, and when `look`, asked each second, says.
+
+        `also` is called each second: what it stores, and when, is its own affair.
+        """
+        self._sign, self._look, self._also = sign, look, also
         if self._thread is None:
             self._thread = threading.Thread(target=self._keep_on, name="records", daemon=True)
             self._thread.start()
@@ -162,3 +171,4 @@ class Records:
             if urgent or asked or time.monotonic() >= beat_at:
                 self.keep()
                 beat_at = time.monotonic() + BEAT_S
+            self._also()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = "checkpoints"
 ATTEMPTS = "attempts"
 JOURNAL = "journal"
+METRICS = "metrics"
 QUARANTINE = "quarantine"
 PINS = "pins"
 VERIFIED = "verified"
@@ -33,6 +34,7 @@ MAX_ATTEMPT = 10**8 - 1
 # [0-9] and not \d, which means the digits of every script
 _DIRECTORY = re.compile(rf"{CHECKPOINTS}/step-([0-9]{{12}})-a([0-9]{{8}})-([0-9a-f]{{8,32}})")
 _ATTEMPT = re.compile(rf"{ATTEMPTS}/([0-9]{{8}})-([0-9a-f]{{8,32}})(\.base|\.alive)?\.json")
+_METRICS = re.compile(rf"{METRICS}/a([0-9]{{8}})-([0-9a-f]{{8,32}})-([0-9]{{12}})-([0-9]{{12}})\.parquet")
 _JOURNAL = re.compile(rf"{JOURNAL}/a([0-9]{{8}})-([0-9a-f]{{8,32}})\.jsonl")
 
 
@@ -97,6 +99,17 @@ def parse_attempt(key: str) -> AttemptFile | None:
 def journal_key(number: int, nonce: str) -> str:
     """Key of the journal of an attempt."""
     return f"{JOURNAL}/a{number:08d}-{nonce}.jsonl"
+
+
+def metrics_key(number: int, nonce: str, first: int, last: int) -> str:
+    """Key of a part of the metrics of an attempt: those of steps from `first` to `last`."""
+    return f"{METRICS}/a{number:08d}-{nonce}-{first:012d}-{last:012d}.parquet"
+
+
+def parse_metrics(key: str) -> tuple[int, int, int] | None:
+    """(attempt, first step, last step) of a part of the metrics; None for any other key."""
+    match = _METRICS.fullmatch(key)
+    return (int(match[1]), int(match[3]), int(match[4])) if match else None
 
 
 def divergence_key(step: int, attempt: int) -> str:

@@ -22,12 +22,14 @@ from storage.errors import Superseded
 from workers.channel import Channel, accept, listen, wait_readable
 from workers.messages import Close, Command, EpochEnded, Event, Lost, Missed, Progress
 from workers.processes import ProcessId, Watch, is_alive
+from workers.step_log import ROWS
 from workers.training import Training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from workers.faults import Fault
+    from workers.step_log import Row
 
 LEASE_S = 30.0
 """Seconds without a word from a coordinator after which an agent ends itself and its workers.
@@ -94,6 +96,7 @@ class AgentLoop:
         self._condition = threading.Condition()
         self._outbox: list[Event] = []
         self._progress = Progress()
+        self._rows: deque[Row] = deque(maxlen=2 * ROWS)
         self._last_word = 0.0
         self._closed = False
         self._remove_arena = False
@@ -121,7 +124,8 @@ class AgentLoop:
             self._condition.wait_for(lambda: bool(self._outbox) or self._closed, timeout_s)
             self._serve(attempt)  # if another came meanwhile, it is told and not this one
             events, self._outbox = self._outbox, []
-            return events, self._progress
+            rows, self._rows = tuple(self._rows), deque(maxlen=2 * ROWS)
+            return events, replace(self._progress, rows=rows)
 
     def _serve(self, attempt: int) -> None:
         if attempt < self._attempt:
@@ -129,6 +133,7 @@ class AgentLoop:
         if attempt > self._attempt:
             if self._attempt:  # what an older one did not hear is not for it, but for the record
                 self._outbox = [*map(Missed, self._deaths), *self._epochs]
+                self._rows.clear()  # they are given again when training has begun
             self._attempt = attempt
         self._last_word = time.monotonic()
 
@@ -191,6 +196,7 @@ class AgentLoop:
             self._epochs += [event for event in events if isinstance(event, EpochEnded)]
             self._deaths += [event for event in events if isinstance(event, Lost) and event.ready]
             self._progress = self._training.progress()
+            self._rows += self._training.take_rows()
             if events:
                 self._outbox += events
                 self._condition.notify_all()

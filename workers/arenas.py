@@ -18,7 +18,7 @@ from workers.state import Arena, ArenaSpec, possible_writers
 KEPT_S = 24 * 3600.0
 """Seconds that the memory of a killed run is kept after its last step, for whoever resumes it."""
 
-_ARENA = re.compile(r"(holdfast-([0-9A-Za-z-]{1,64})(?:\.[0-9]+)?)(\.new|\.parts)?")
+_ARENA = re.compile(r"(holdfast-([0-9A-Za-z-]{1,64})(?:\.[0-9]+)?)(\.new|\.parts|\.steps)?")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -30,6 +30,11 @@ def arena_path(place_id: str, slot: int = 0) -> str:
 def parts_path(arena: str) -> str:
     """Where the sums lie that the owner of an arena exchanges with other nodes."""
     return f"{arena}.parts"
+
+
+def steps_path(arena: str) -> str:
+    """Where the metrics of the last steps are kept, beside the arena."""
+    return f"{arena}.steps"
 
 
 def open_arena(spec: ArenaSpec, slot: int = 0) -> Arena:
@@ -75,12 +80,14 @@ def discard_arena(place_id: str, step: int) -> None:
     """Delete what a killed run left on this node, unless it is beyond `step`, after ending its processes."""
     own = arena_path(place_id)
     for path in glob(glob_escape(own) + "*"):
-        if not re.fullmatch(r"(\.\d+)?(\.new)?(\.parts)?", path.removeprefix(own)):
+        if not re.fullmatch(r"(\.\d+)?(\.new)?(\.parts|\.steps)?", path.removeprefix(own)):
             continue  # of a run whose name begins as this one's does
         if path.endswith(".parts"):
             with suppress(FileNotFoundError):
                 os.unlink(path)
             continue
+        if path.endswith(".steps"):
+            continue  # it goes when its arena does
         try:
             arena = Arena.attach(path)
         except FileNotFoundError:
@@ -92,6 +99,8 @@ def discard_arena(place_id: str, step: int) -> None:
         commit = arena.committed()
         if commit is None or commit.step <= step:
             arena.remove()
+            with suppress(FileNotFoundError):
+                os.unlink(steps_path(path))
         arena.close()
 
 
@@ -124,7 +133,7 @@ def sweep(keep: str = "", kept_s: float = KEPT_S) -> list[str]:
             if match is None or match[2] == keep:
                 continue
             path, arena = os.path.join(directory, name), os.path.join(directory, match[1])
-            if match[3] == ".parts" and os.path.lexists(arena):
+            if match[3] in (".parts", ".steps") and os.path.lexists(arena):
                 continue  # it goes when its arena does
             with suppress(OSError):
                 if _is_abandoned(path, time.time() - kept_s, named_by_us=bool(_UUID.fullmatch(match[2]))):

@@ -449,3 +449,6 @@ class Progress:
     workers: int = 0
     standby: int = 0
     """Ready workers that stand by, beside those that compute."""
+
+    rows: tuple[tuple[float, ...], ...] = ()
+    """Of the steps that were not told of yet: step, Unix seconds, the metrics in the description's order."""

@@ -74,6 +74,11 @@ def results(reports: Sequence[Mapping[str, Any]], sums: Numbers, prefix: str = "
     return found
 
 
+def value_names(reports: Sequence[Mapping[str, Any]], prefix: str = "") -> tuple[str, ...]:
+    """The names that `results` gives, in its order."""
+    return tuple(results(reports, np.zeros((num_rows(reports), 2)), prefix))
+
+
 def result(report: Mapping[str, Any], rows: Numbers) -> Numbers:
     """The value of one metric, of shape (), or (values,) if it has several."""
     with np.errstate(divide="ignore", invalid="ignore"):

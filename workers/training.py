@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.errors import CorruptCheckpoint, HoldfastError, InfrastructureError, UserCodeError
 from storage.layout import StateArray
-from workers.arenas import open_arena, parts_path
+from workers.arenas import open_arena, parts_path, steps_path
 from workers.barrier import Assignment, Barrier
 from workers.course import Answer, Course, Question
 from workers.deadlines import START_S, Deadlines
@@ -61,10 +61,11 @@ from workers.messages import (
     Unreadable,
 )
 from workers.reduction import Reduction, added
-from workers.reports import num_rows, results
+from workers.reports import num_rows, results, value_names
 from workers.saving import Saving
 from workers.schedule import batch_rows, segments, steps_per_epoch
 from workers.state import Arena, ArenaSpec
+from workers.step_log import StepLog
 from workers.suspicion import Suspicion
 from workers.task import mismatch
 from workers.validation import Validation
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from storage.checkpoint import Part
     from workers.engine import Sums
     from workers.peer import Peer
+    from workers.step_log import Row
     from workers.suspicion import Sum
 
 SPARE_SLOTS = 1
@@ -169,6 +171,8 @@ class Training:
         self._plan: Plan | None = None
         self._arena: Arena | None = None
         self._survivor: _Survivor | None = None
+        self._steps: StepLog | None = None
+        self._steps_told = 0  # the attempt whose coordinator has heard of the steps before
         self._barrier = Barrier(0)
         self._phase = Phase.IDLE
         self._ticket = 0
@@ -225,6 +229,10 @@ class Training:
         active = len(self._workers) if self._active is None else min(self._active, len(self._workers))
         return Progress(self._step, self._metrics, active, len(self._workers) - active)
 
+    def take_rows(self) -> list[Row]:
+        """The metrics of the steps since the last call, and for a new coordinator of those before."""
+        return [] if self._steps is None else self._steps.take()
+
     def release(self, *, remove_arena: bool) -> None:
         """The end: everybody has left. Deletes the shared memory if nobody will resume from it.
 
@@ -234,8 +242,11 @@ class Training:
         self._links.close()
         if self._arena is not None:
             commit = self._arena.committed()
-            if remove_arena or commit is None or commit.step == 0:  # the seed makes step 0 anew
+            remove = remove_arena or commit is None or commit.step == 0  # the seed makes step 0 anew
+            if remove:
                 self._arena.remove()
+            if self._steps is not None:
+                self._steps.close(remove=remove)
         if self._trace is not None:
             with open(os.environ["HOLDFAST_TRACE"], "a", encoding="ascii") as file:
                 file.writelines(
@@ -333,6 +344,7 @@ class Training:
         num_slots = command.microbatches + SPARE_SLOTS
         spec = ArenaSpec(command.place_id, arrays, num_slots, num_rows(description["metrics"]))
         self._arena = open_arena(spec, command.slot)
+        self._steps = StepLog(steps_path(self._arena.path), len(value_names(description["metrics"])))
         self._prepare = command
         self._validation = Validation(description, command.batch_size)
         if description["callbacks"] is not None:
@@ -445,6 +457,9 @@ class Training:
         if stored:
             self._saving.stored_step = step
         self._phase = Phase.IDLE
+        if self._steps is not None and self._steps_told != self._attempt:
+            self._steps_told = self._attempt
+            self._steps.recall(step)
         prepare, arena = self._ready_prepare(), self._ready_arena()
         if prepare.peers:
             self._links.publish_state((prepare.attempt, prepare.epoch, step), arena, buffer)
@@ -945,6 +960,8 @@ class Training:
             self._course.add(totals)
         arena.commit(plan.attempt, plan.epoch, self._step + 1, self._target, self._aux(self._metrics))
         self._step, self._buffer = self._step + 1, self._target
+        if self._steps is not None:
+            self._steps.add((self._step, time.time(), *self._metrics.values()))
         if self._disturbed_at is not None:
             self._events.append(Recovered(self._step, time.monotonic() - self._disturbed_at))
             self._disturbed_at = None

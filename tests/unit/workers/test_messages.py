@@ -14,6 +14,7 @@ from storage.errors import StorageError
 from workers import messages as m
 
 EXAMPLES: dict[Any, Any] = {
+    "tuple[tuple[float, ...], ...]": ((1.0, 1700000000.0, 0.5),),
     "Compression": "zstd",
     "Remainder": "pad",
     "int": 3,
