@@ -25,6 +25,7 @@ from orchestrator.model_commands import model
 from orchestrator.result import Result
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError
+from workers.output import redact_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +55,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 
 def main() -> None:
     """Run the command and exit with its code; a user's mistake is one line on standard error."""
+    redact_output()
     try:
         code = app(standalone_mode=False)
     except HoldfastError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from storage.errors import ConfigurationError, IdentityMismatch
 from storage.layout import StateArray
 from storage.strict_json import canonical, parse
+from workers.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ def settings_identity(job: Job, microbatches: int) -> dict[str, Any]:
 
 
 def full_identity(job: Job, microbatches: int, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole identity, with what a worker found the job's model and data to be."""
+    """The whole identity, with what a worker found the job's model and data to be, credentials hidden."""
     arrays = [StateArray.from_json(array) for array in description["arrays"]]
     identity = {
         **settings_identity(job, microbatches),
@@ -36,7 +37,8 @@ def full_identity(job: Job, microbatches: int, description: Mapping[str, Any]) -
         "callbacks": description["callbacks"],
     }
     spelled: dict[str, Any] = parse(canonical(identity))  # as it will be read back
-    return spelled
+    hidden: dict[str, Any] = Redactor().value(spelled)
+    return hidden
 
 
 def check_is_training(identity: Mapping[str, Any], url: str) -> None:
@@ -72,6 +74,7 @@ def check_identity(identity: Mapping[str, Any], ours: Mapping[str, Any], url: st
 
     Returns what else differs, in words: settings of model and optimizer, which are recorded but may change.
     """
+    identity = Redactor().value(identity)  # as ours is
     check_arrays(identity, [StateArray.from_json(array) for array in ours["arrays"]], url)
     if identity["data"] != ours["data"]:
         raise _differs(url, f"the data is {_short(identity['data'])} there and {_short(ours['data'])} here")

@@ -6,6 +6,7 @@ when something happened that must not be forgotten.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.events import Note
 from storage.errors import ConfigurationError, StorageError
+from workers.redaction import Redactor, secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +47,7 @@ class Records:
 
     def __init__(self, run: RunDirectory, observer: Teller, ledger: Ledger, meter: Meter) -> None:
         self._run = run
+        self._redactor = Redactor(secrets_of(os.environ))
         self._observer = observer
         self.ledger = ledger
         self.meter = meter
@@ -89,7 +92,11 @@ class Records:
         self._sign = sign
 
     def note(self, note: Note) -> int:
-        """Put into the journal, and tell the observer; returns a number to ask `durable` with."""
+        """Put into the journal, and tell the observer; returns a number to ask `durable` with.
+
+        What is secret is hidden from both.
+        """
+        note = Note(note.kind, self._redactor.text(note.text), self._redactor.value(note.fields))
         entry = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "t": round(time.monotonic(), 4),
@@ -144,7 +151,7 @@ class Records:
                 if noted > self._stored:
                     self._run.write_journal(attempt, lines)
                     self._stored = noted
-                self._run.beat(attempt, {**self._sign(), "counter": self._beats})
+                self._run.beat(attempt, {**self._redactor.value(self._sign()), "counter": self._beats})
             except (StorageError, ConfigurationError) as error:
                 if strict:
                     raise

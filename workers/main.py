@@ -16,6 +16,7 @@ from workers.channel import Channel, accept, listen
 from workers.clouds import watch_clouds
 from workers.faults import planned_fault
 from workers.notice import pass_on_notices
+from workers.output import redact_output
 from workers.processes import ProcessId
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--generation", type=int, default=0)
     parser.add_argument("--supervisor", help="PID:STARTED of the process without which nobody comes back")
     arguments = parser.parse_args()
+    redact_output()
     try:
         _serve(arguments)
     except TimeoutError as error:

@@ -1,0 +1,81 @@
+"""What is secret is hidden in whatever form it stands; what is not stays."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from urllib.parse import quote
+
+import pytest
+
+from workers.redaction import HIDDEN, RedactedStream, Redactor, secrets_of, without_credentials
+
+CANARY = 'c4n4ry/+"x\\y=z'
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        CANARY,
+        quote(CANARY, safe=""),
+        json.dumps({"a": CANARY}),
+        repr(CANARY),
+        base64.b64encode(CANARY.encode()).decode(),
+    ],
+)
+def test_a_value_is_hidden_however_it_is_written(written: str) -> None:
+    assert HIDDEN in Redactor([CANARY]).text(f"see {written} here")
+    assert "c4n4ry" not in Redactor([CANARY]).text(f"see {written} here")
+    assert "YzRuNHJ5" not in Redactor([CANARY]).text(f"see {written} here")
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("s3://user:pw@host/b", f"s3://user:{HIDDEN}@host/b"),
+        ("https://h/x?sig=abc%3D&sv=1", f"https://h/x?sig={HIDDEN}&sv=1"),
+        ("https://h/x?X-Amz-Signature=ab12&a=b", f"https://h/x?X-Amz-Signature={HIDDEN}&a=b"),
+        (
+            "DefaultEndpointsProtocol=https;AccountName=me;AccountKey=aa==;x=y",
+            f"DefaultEndpointsProtocol=https;AccountName=me;AccountKey={HIDDEN};x=y",
+        ),
+        ("host=db;Password=hunter2", f"host=db;Password={HIDDEN}"),
+    ],
+)
+def test_credentials_of_urls_and_connection_strings_are_hidden(text: str, hidden: str) -> None:
+    assert without_credentials(text) == hidden
+
+
+@pytest.mark.parametrize(
+    "text", ["sftp://me@host/x", "step=3 loss=0.5", "monkey=3", "https://h/x?page=2", "a:b@c", "file:///a#3"]
+)
+def test_what_is_not_secret_stays(text: str) -> None:
+    assert Redactor(["abc"]).text(text) == text
+
+
+def test_variables_are_secret_by_their_names() -> None:
+    environment = {
+        "AWS_SECRET_ACCESS_KEY": "1",
+        "GITHUB_TOKEN": "2",
+        "DB_PASSWORD": "3",
+        "AZURE_STORAGE_CONNECTION_STRING": "4",
+        "PLAIN": "5",
+        "PASSED": "6",
+        "KEYBOARD": "7",
+    }
+    assert sorted(secrets_of(environment, ["PASSED"])) == ["1", "2", "3", "4", "6"]
+
+
+def test_json_values_are_redacted_in_depth_and_the_rest_is_kept() -> None:
+    value = {"a": [CANARY, 1, None], "b": {"c": f"x {CANARY}"}, "d": 0.5}
+    assert Redactor([CANARY]).value(value) == {"a": [HIDDEN, 1, None], "b": {"c": f"x {HIDDEN}"}, "d": 0.5}
+
+
+def test_a_stream_hides_what_is_printed_on_it() -> None:
+    under = io.StringIO()
+    stream = RedactedStream(under, Redactor([CANARY]))
+    print("before", CANARY, file=stream)
+    stream.writelines([CANARY, "\n"])
+    assert under.getvalue() == f"before {HIDDEN}\n{HIDDEN}\n"
+    assert not stream.isatty()
