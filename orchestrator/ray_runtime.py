@@ -1,4 +1,4 @@
-"""The processes of a run as Ray actors. The only module that imports Ray.
+"""The processes of a run as Ray actors. Beside `ray_jobs` the only module that imports Ray.
 
 No actor is called once per training step: a worker's whole life is one call, and it works with its agent
 over the node's Unix sockets. Actors are named and detached: they outlive a coordinator that is killed, are
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.events import Draining, Exited, Heard, NodeLost, Place
 from orchestrator.runtime import DEAD_S, HEARTBEAT_S
+from orchestrator.submission import FORWARD, LABELS
 from storage.errors import ConfigurationError, InfrastructureError, Superseded
 from workers.agent import AgentLoop
 from workers.arithmetic import settle_arithmetic, single_threaded_environment
@@ -161,8 +162,9 @@ class RayRuntime:
         self._own_ray = False
         self._environment = {
             **single_threaded_environment(),
-            **{name: os.environ[name] for name in FORWARDED if name in os.environ},
+            **{name: os.environ[name] for name in (*FORWARDED, *_more()) if name in os.environ},
         }
+        self._labels = dict(pair.split("=", 1) for pair in os.environ.get(LABELS, "").split(",") if pair)
 
     def connect(self, tell: Callable[[str], None]) -> None:
         """Connect to the cluster at the address, else RAY_ADDRESS, else start a local one.
@@ -226,7 +228,7 @@ class RayRuntime:
 
         self._ask_for(wanted)
         known_alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        alive = {node["NodeID"]: node for node in known_alive if _is_there(node)}
+        alive = {node["NodeID"]: node for node in known_alive if self._may_work(node) and _is_there(node)}
         here = ray.get_runtime_context().get_node_id()
         numbers = {node.id: number for number, node in self._nodes.items()}
         cpus = {id_: node["Resources"].get("CPU", 0.0) for id_, node in alive.items()}
@@ -245,13 +247,21 @@ class RayRuntime:
             if node.id in alive
         }
 
+    def _may_work(self, node: Mapping[str, Any]) -> bool:
+        labels = node.get("Labels") or {}
+        return all(labels.get(key) == value for key, value in self._labels.items())
+
     def _ask_for(self, wanted: int) -> None:
         """Have the cluster's autoscaler make room for so many workers; it is told of changes only."""
         if not self._autoscale or wanted == self._asked_for:
             return
         from ray.autoscaler.sdk import request_resources
 
-        request_resources(bundles=[{"CPU": self._cpus}] * wanted)
+        bundles = [{"CPU": self._cpus}] * wanted
+        if self._labels:
+            request_resources(bundles=bundles, bundle_label_selectors=[self._labels] * wanted)
+        else:
+            request_resources(bundles=bundles)
         self._asked_for = wanted
 
     def _free_slot(self, host: str, alive: Mapping[str, Any]) -> int:
@@ -451,6 +461,11 @@ class RayRuntime:
             self._ask_for(0)
         if self._own_ray:
             ray.shutdown()
+
+
+def _more() -> list[str]:
+    """Variables that the run was submitted with, and all its processes get."""
+    return os.environ.get(FORWARD, "").split(",")
 
 
 _lost_on: set[str] = set()

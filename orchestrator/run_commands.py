@@ -44,18 +44,23 @@ def register(app: typer.Typer) -> None:
 
 def list_runs(
     parent: Annotated[
-        str, typer.Argument(metavar="PARENT_DIR", help="Where runs are kept: a path, or a URL.")
+        str,
+        typer.Argument(
+            metavar="PARENT_DIR | ADDRESS", help="Where runs are kept: a path or a URL; or a Ray cluster."
+        ),
     ],
     as_json: AsJson = False,
 ) -> int:
-    """List the runs directly below a directory, and how each stands.
+    """List the runs directly below a directory, or those submitted to a cluster, and how each stands.
 
     holdfast list runs
     """
     from orchestrator.status import read_status
+    from orchestrator.submission import is_address
+    from orchestrator.submit_commands import list_cluster
 
     found: list[tuple[str, Result | None, str]] = []
-    for name, run in runs_below(parent):
+    for name, run in list_cluster(parent) if is_address(parent) else runs_below(parent):
         try:
             found.append((name, read_status(run)[0], ""))
         except HoldfastError as error:

@@ -10,6 +10,7 @@ from orchestrator.failures import Kind, remedy
 from orchestrator.history import pace_of, read_ledger
 from orchestrator.life import check_beat, is_succeeded, lives
 from orchestrator.result import Result
+from orchestrator.submission import is_address
 from storage.errors import ConfigurationError
 from storage.run_directory import RunDirectory
 from storage.store import open_store
@@ -25,7 +26,14 @@ SHOWN = 10
 
 
 def open_run(url: str) -> RunDirectory:
-    """The run at a URL. Raises ConfigurationError if there is none."""
+    """The run at a URL, or submitted to the Ray cluster at `http://HOST:PORT[#NAME]`.
+
+    Raises ConfigurationError if there is none.
+    """
+    if is_address(url):
+        from orchestrator.ray_jobs import run_dir_of
+
+        url = run_dir_of(url)
     run = RunDirectory(open_store(url))
     if run.identity() is None and run.newest_beat() is None:
         raise ConfigurationError(f"there is no run at {run.store.url}: give the --run-dir of one")

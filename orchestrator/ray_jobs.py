@@ -1,0 +1,216 @@
+"""Ray's job server: submitting, finding and following jobs. Beside `ray_runtime` the only module with Ray.
+
+What it raises is translated here. Tokens are Ray's own business: with RAY_AUTH_MODE=token it takes them from
+RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, and sends them with each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.submission import NAME, RUN_DIR, Job, check_address, find_run, next_id
+from storage.errors import ConfigurationError, InfrastructureError, MissingExtra, RunAlive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from orchestrator.submission import Submission
+
+_ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_PACKAGE = "holdfast_environment_{}.zip"
+AFTER_END_S = 3.0
+"""Seconds that the rest of a log may take to come, once its job has ended."""
+
+
+class JobServer:
+    """A cluster's job server. Raises ConfigurationError if it cannot be used, when it is made."""
+
+    def __init__(self, address: str, *, insecure: bool = False) -> None:
+        self.address = check_address(address, os.environ, insecure=insecure)
+        try:
+            from ray.job_submission import JobSubmissionClient
+        except ImportError as error:
+            raise _missing() from error
+        for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with _without_addresses(), _translated(self.address):
+            self._client: Any = JobSubmissionClient(self.address)
+
+    def jobs(self) -> list[Job]:
+        """The jobs that Holdfast has submitted there, oldest first.
+
+        Raises InfrastructureError if the server does not answer.
+        """
+        with _translated(self.address):
+            found = self._client.list_jobs()
+        mine = [each for each in found if (each.metadata or {}).get(RUN_DIR) and each.submission_id]
+        return [_job(each) for each in sorted(mine, key=lambda each: each.start_time or 0)]
+
+    def job(self, id_: str) -> Job | None:
+        """A job; None if the server knows of none. Raises InfrastructureError if it does not answer."""
+        return next((job for job in self.jobs() if job.id == id_), None)
+
+    def submit(self, submission: Submission, values: Mapping[str, str]) -> str:
+        """Submit the supervisor job; returns its id.
+
+        `values` are those of the environment variables; they are uploaded apart, and the job takes them away.
+        Raises RunAlive if another has just submitted the same run.
+        """
+        digest = hashlib.blake2b(submission.run_dir.encode(), digest_size=6).hexdigest()
+        id_ = next_id(f"holdfast-{digest}", self.jobs())
+        package = self._upload(values) if values else ""
+        selector = dict(submission.on_demand)
+        try:
+            with _translated(self.address):
+                self._client.submit_job(
+                    entrypoint=submission.entrypoint(package),
+                    submission_id=id_,
+                    runtime_env=submission.runtime_env(),
+                    metadata=submission.metadata(version("holdfast")),
+                    **({"entrypoint_label_selector": selector} if selector else {}),
+                )
+        except InfrastructureError as error:
+            if "already exists" in str(error):
+                raise RunAlive(f"{submission.run_dir} has just been submitted by another as {id_}") from None
+            raise
+        return id_
+
+    def _upload(self, values: Mapping[str, str]) -> str:
+        name = _PACKAGE.format(secrets.token_hex(16))
+        with _translated(self.address):
+            answer = self._client._do_request(
+                "PUT", f"/api/packages/gcs/{name}", data=json.dumps(dict(values)).encode()
+            )
+        if answer.status_code != 200:
+            raise InfrastructureError(f"{self.address} does not take the environment: {answer.status_code}")
+        return name
+
+    def stop(self, id_: str) -> None:
+        """Have Ray end a job by SIGTERM."""
+        with _translated(self.address):
+            self._client.stop_job(id_)
+
+    def follow(self, id_: str, write: Callable[[str], None]) -> Follower:
+        """Pass on what a job prints, from the first line on, while this lives."""
+        return Follower(self._client, id_, write)
+
+
+class Follower:
+    """Passes on the log of a job, in a thread of its own."""
+
+    def __init__(self, client: Any, id_: str, write: Callable[[str], None]) -> None:
+        self._client, self._id, self._write = client, id_, write
+        self._passed = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def end(self, wait_s: float = AFTER_END_S) -> None:
+        """Wait a while for the rest, and stop."""
+        self._thread.join(wait_s)
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                asyncio.run(self._tail())
+            except Exception:  # noqa: BLE001 who follows a log looks at the job's state elsewhere
+                time.sleep(1.0)
+            else:
+                return
+
+    async def _tail(self) -> None:
+        seen = 0
+        async for text in self._client.tail_job_logs(self._id):
+            if self._ended.is_set():
+                return
+            seen += len(text)
+            if (new := seen - self._passed) > 0:  # after a new connection the log begins anew
+                self._write(text[-new:])
+                self._passed = seen
+
+
+def run_dir_of(address: str) -> str:
+    """The run directory of `http://HOST:PORT[#NAME]`. Raises ConfigurationError."""
+    server, _, name = address.partition("#")
+    return find_run(JobServer(server).jobs(), name, server)
+
+
+def take_environment(package: str) -> dict[str, str]:
+    """On the cluster: the variables that were uploaded for this job, which are removed there.
+
+    Raises InfrastructureError if they are not there.
+    """
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # it is compiled
+
+    address, key = os.environ.get("RAY_ADDRESS", ""), f"gcs://{package}".encode()
+    with _translated(address):
+        client = GcsClient(address=address)
+        data = client.internal_kv_get(key, None, timeout=30)
+        if data is not None:
+            client.internal_kv_del(key, False, None, timeout=30)
+    if data is None:
+        raise InfrastructureError("the environment variables of this job are gone: submit it again")
+    found: dict[str, str] = json.loads(data)
+    return found
+
+
+def _job(details: Any) -> Job:
+    metadata = details.metadata or {}
+    return Job(
+        id=details.submission_id,
+        run_dir=metadata[RUN_DIR],
+        name=metadata.get(NAME, ""),
+        status=str(getattr(details.status, "value", details.status)),
+        exit_code=details.driver_exit_code,
+        message=(details.message or "").strip().partition("\n")[0].partition(", last available logs")[0],
+    )
+
+
+def _missing() -> MissingExtra:
+    return MissingExtra("Ray's job server needs more of Ray: pip install 'holdfast[submit]'")
+
+
+@contextmanager
+def _without_addresses() -> Iterator[None]:
+    """The variables that Ray would take an address from although one is given, and was checked."""
+    kept = {name: os.environ.pop(name) for name in _ADDRESSES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+@contextmanager
+def _translated(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConfigurationError, InfrastructureError):
+        raise
+    except Exception as error:
+        text = str(error).strip()
+        first = text.partition("\n")[0]
+        if type(error).__name__ == "AuthenticationError" or "Authentication" in first:
+            raise ConfigurationError(
+                f"{address} does not let us in ({first.rstrip('.')}): set RAY_AUTH_MODE=token, and the "
+                "cluster's token in RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
+            ) from error
+        if "requires the ray[default]" in text or "ray[default]" in first:
+            raise _missing() from error
+        if isinstance(error, ValueError | TypeError):
+            raise ConfigurationError(f"Ray does not take this: {first}") from error
+        if "already exists" in text:
+            first = "it already exists"
+        raise InfrastructureError(
+            f"the job server at {address} does not answer ({first}): check --address"
+        ) from error

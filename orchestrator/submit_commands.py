@@ -1,0 +1,386 @@
+"""`holdfast submit`: a run on a Ray cluster, whether or not who submitted it stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator import submission as sub
+from orchestrator.ckpt import AsJson  # noqa: TC001 typer reads it
+from orchestrator.configured import Config, Configured
+from orchestrator.terminal import put, say
+from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, RunAlive
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.events import Note
+    from orchestrator.ray_jobs import JobServer
+    from orchestrator.restart import Restart
+    from orchestrator.submission import Job, Submission
+    from storage.run_directory import RunDirectory
+
+LOOK_S = 1.0
+AWAY_S = 600.0
+"""Seconds that the job server may not answer before the submitter gives the cluster up."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command(cls=Configured)(submit)
+
+
+def submit(
+    target: Annotated[
+        str, typer.Argument(metavar="FILE[:NAME] | EXAMPLE", help="A job's file, or an example.")
+    ],
+    address: Annotated[
+        str, typer.Option(metavar="URL", help="The cluster's job server, as in http://127.0.0.1:8265.")
+    ],
+    run_dir: Annotated[
+        str, typer.Option("--run-dir", metavar="URL", help="Where the run is kept; all nodes must reach it.")
+    ],
+    workers: Annotated[str, typer.Option("--workers", metavar="N | MIN:MAX", help="As in `run`.")],
+    cpus_per_worker: Annotated[
+        float, typer.Option(metavar="C", help="CPUs that Ray reserves for each.")
+    ] = 1.0,
+    name: Annotated[
+        str | None, typer.Option(help="What to call the run; else the last part of its directory.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="NAME", help="A variable that the run gets, by its name alone."),
+    ] = None,
+    working_dir: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="What is sent along, and where the run starts; else the job's."),
+    ] = None,
+    pip: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A requirements file, to be installed for the run.")
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(metavar="N", help="Relaunches in hand; progress earns them back.")
+    ] = 10,
+    on_demand: Annotated[
+        list[str] | None,
+        typer.Option("--on-demand", metavar="K=V", help="Label of the node for the coordinator; else head."),
+    ] = None,
+    spot: Annotated[
+        list[str] | None, typer.Option("--spot", metavar="K=V", help="Label of the nodes for the workers.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps to train, instead of the job's.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(metavar="N", help="Nodes to spread over at least.")] = 1,
+    standby: Annotated[int, typer.Option(metavar="N", help="As in `run`.")] = 0,
+    autoscale: Annotated[bool, typer.Option("--autoscale", help="As in `run`.")] = False,
+    grace_period: Annotated[float | None, typer.Option(metavar="S", help="As in `run`.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plain HTTP to another machine, without a token.")
+    ] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> int:
+    """Run a job on a Ray cluster, or go on with it; it is relaunched there whoever stays.
+
+    holdfast submit train.py --address http://127.0.0.1:8265 --run-dir s3://bucket/runs/digits --workers 2:8
+    """
+    from orchestrator.cli import _pairs, _workers
+    from storage.store import open_store
+
+    _workers(workers)
+    _pairs(settings or [])
+    address = sub.check_address(address, os.environ, insecure=insecure)
+    if retries < 0:
+        raise ConfigurationError(f"--retries {retries}: give 0 or more")
+    if pip is not None and not Path(pip).is_file():
+        raise ConfigurationError(f"--pip {pip}: there is no such file")
+    url = open_store(run_dir).url
+    entry, folder, excludes = _code(target, working_dir, url)
+    command = ["run", entry, "--run-dir", url, "--workers", workers, "--address", "auto"]
+    command += ["--cpus-per-worker", f"{cpus_per_worker:g}"]
+    for option, value in (("--steps", steps), ("--grace-period", grace_period)):
+        command += [] if value is None else [option, f"{value:g}" if isinstance(value, float) else str(value)]
+    command += ["--nodes", str(nodes)] if nodes != 1 else []
+    command += ["--standby", str(standby)] if standby else []
+    command += ["--autoscale"] if autoscale else []
+    for setting in settings or []:
+        command += ["--set", setting]
+    submission = sub.Submission(
+        address=address,
+        run_dir=url,
+        command=tuple(command),
+        name=name or url.rstrip("/").rpartition("/")[2],
+        env=sub.names_of(env or [], os.environ),
+        working_dir=folder,
+        excludes=excludes,
+        pip=pip,
+        retries=retries,
+        on_demand=sub.labels_of("--on-demand", on_demand or []),
+        spot=sub.labels_of("--spot", spot or []),
+    )
+    if dry_run:
+        put(json.dumps(submission.plan()) if as_json else _in_words(submission))
+        return 0
+    submitter = _Submitter(submission, insecure=insecure)
+    id_ = submitter.submit()
+    say(f"submitted as {id_} to {address}")
+    if detach:
+        put(
+            json.dumps({"job": id_, "address": address, "run_dir": url})
+            if as_json
+            else f"run directory {url}"
+        )
+        return 0
+    return _follow(submitter, as_json=as_json)
+
+
+def _follow(submitter: _Submitter, *, as_json: bool) -> int:
+    from orchestrator.cli import summary
+    from orchestrator.status import read_status
+
+    try:
+        verdict = submitter.follow()
+    except KeyboardInterrupt:
+        url = submitter.submission.run_dir
+        say(f"the run goes on without you; to end it: holdfast stop {shlex.quote(url)}")
+        return sub.STOPPED
+    if verdict.code != sub.DONE:
+        say(f"holdfast: error: the run ended with exit code {verdict.code}: {verdict.reason}")
+    result, beat = read_status(submitter.run)
+    if beat or as_json:
+        put(json.dumps(result.to_json()) if as_json else summary(result, with_error=True))
+    return verdict.code
+
+
+def _code(target: str, working_dir: str | None, url: str) -> tuple[str, str | None, tuple[str, ...]]:
+    """The job as the cluster sees it, what is sent along, and what is left out of that."""
+    from orchestrator.examples import EXAMPLES
+
+    if target in EXAMPLES and working_dir is None:
+        return target, None, ()
+    if working_dir is not None and not Path(working_dir).is_dir():
+        raise ConfigurationError(f"--working-dir {working_dir}: there is no such directory")
+    if target in EXAMPLES:
+        entry, folder = target, Path(str(working_dir)).resolve()
+    else:
+        from orchestrator.jobs import JobSource
+
+        path, colon, name = target.rpartition(":")
+        if not colon or "/" in name or Path(target).is_file():
+            path, name = target, ""
+        JobSource.parse(target, {})  # complains about what is not there
+        file = Path(path).resolve()
+        folder = file.parent if working_dir is None else Path(working_dir).resolve()
+        if not file.is_relative_to(folder):
+            raise ConfigurationError(
+                f"{path} is not in --working-dir {working_dir}: the cluster would not find it"
+            )
+        entry = str(file.relative_to(folder)) + (f":{name}" if name else "")
+    excluded = list(sub.EXCLUDED)
+    if (local := Path(url)).is_absolute() and local != folder and local.is_relative_to(folder):
+        excluded.append(f"/{local.relative_to(folder)}")
+    return entry, str(folder), tuple(excluded)
+
+
+def _in_words(submission: Submission) -> str:
+    plan = submission.plan()
+    lines = [f"to {plan['address']}: {plan['name']}", f"entrypoint: {plan['entrypoint']}"]
+    for key, value in plan["runtime_env"].items():
+        lines.append(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
+    lines += [f"environment, by name: {', '.join(plan['env'])}"] if plan["env"] else []
+    for key, value in plan["label_selector"].items():
+        lines.append(f"coordinator on a node with {key}={value}")
+    return "\n".join([*lines, f"run directory {plan['run_dir']}"])
+
+
+class _Watching:
+    """Tells the user what `check_not_alive` waits for, unless it does so again and again."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def note(self, note: Note) -> None:
+        if not self._quiet:
+            say(note.text)
+
+
+def _write(text: str) -> None:
+    """The log of the job goes to standard error: standard output is for the result."""
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+class _Submitter:
+    """Submits a run, follows it, and submits it again where its supervisor has gone with the node."""
+
+    def __init__(self, submission: Submission, *, insecure: bool) -> None:
+        from storage.run_directory import RunDirectory
+        from storage.store import open_store
+
+        self.submission = submission
+        self.run: RunDirectory = RunDirectory(open_store(submission.run_dir))
+        self._insecure = insecure
+        self._history: list[Restart] = []
+        self._before = 0
+        self._id = ""
+
+    def submit(self) -> str:
+        """Submit the run. Raises RunAlive while it is at work, or a job for it is on the cluster."""
+        server = self._server()
+        for job in server.jobs():
+            if job.run_dir == self.submission.run_dir and not job.ended:
+                raise RunAlive(
+                    f"{job.run_dir} was submitted to {server.address} as {job.id}, which is {job.status}: "
+                    f"stop it first with `holdfast stop {shlex.quote(job.run_dir)}`"
+                )
+        self._check_not_alive()
+        return self._submit(server)
+
+    def _submit(self, server: JobServer) -> str:
+        self._before = self.run.newest_attempt()
+        self._id = server.submit(self.submission, {name: os.environ[name] for name in self.submission.env})
+        return self._id
+
+    def _server(self) -> JobServer:
+        from orchestrator.ray_jobs import JobServer
+
+        return JobServer(self.submission.address, insecure=self._insecure)
+
+    def _check_not_alive(self, *, quiet: bool = False) -> None:
+        from orchestrator.execution import check_not_alive
+
+        if (beat := self.run.newest_beat()) is not None:
+            check_not_alive(beat, self.run, _Watching(quiet=quiet))  # type: ignore[arg-type]  # it only notes
+
+    def follow(self) -> sub.Verdict:
+        """Pass on what the run prints until it has ended for good; returns how."""
+        while True:
+            job = self._until_ended()
+            verdict = self._judge(job)
+            if verdict.next is sub.Next.WATCH:
+                url = shlex.quote(self.submission.run_dir)
+                say(f"submitter: {verdict.reason}; to watch it: holdfast status --watch {url}")
+            while verdict.next is sub.Next.WATCH:
+                time.sleep(LOOK_S)
+                verdict = self._judge(job)
+            if verdict.next is sub.Next.END:
+                return verdict
+            if (refusal := self._again(verdict)) is not None:
+                return refusal
+
+    def _until_ended(self) -> Job | None:
+        """Wait until Ray has the job down as ended, or knows nothing of it."""
+        server, since, told = None, time.monotonic(), False
+        follower = None
+        try:
+            while True:
+                try:
+                    server = server or self._server()
+                    follower = follower or server.follow(self._id, _write)
+                    job = server.job(self._id)
+                except InfrastructureError as error:
+                    server = None
+                    if not told:
+                        say(f"{error}; waiting for it up to {AWAY_S:.0f} s")
+                    told = True
+                    if self._is_over():  # the run directory knows
+                        return None
+                    if time.monotonic() - since > AWAY_S:
+                        raise
+                else:
+                    since, told = time.monotonic(), False
+                    if job is None or job.ended:
+                        return job
+                time.sleep(LOOK_S)
+        finally:
+            if follower is not None:
+                follower.end()
+
+    def _is_over(self) -> bool:
+        try:
+            status, _ = self._standing()
+        except HoldfastError:
+            return False
+        return status in ("done", "interrupted")
+
+    def _standing(self) -> tuple[str | None, str | None]:
+        """Status and class of failure of an attempt that has begun since; None if there is none."""
+        from orchestrator.status import read_status
+
+        if self.run.newest_attempt() <= self._before:
+            return None, None
+        result, beat = read_status(self.run)
+        return (result.status, result.failure) if beat else (None, None)
+
+    def _judge(self, job: Job | None) -> sub.Verdict:
+        alive = not (job is not None and job.tells) and self._is_alive()
+        status, failure = self._standing()
+        return sub.judge(job, status, failure, alive=alive)
+
+    def _is_alive(self) -> bool:
+        if self.run.newest_attempt() <= self._before:
+            return False
+        try:
+            self._check_not_alive(quiet=True)
+        except RunAlive:
+            return True
+        return False
+
+    def _again(self, verdict: sub.Verdict) -> sub.Verdict | None:
+        """Submit the run again, if the restart policy allows it; else the end."""
+        from orchestrator.restart import Restart, decide
+        from orchestrator.spec import RestartPolicy
+
+        beat: dict[str, Any] = self.run.newest_beat() or {}
+        step = beat["step"] if type(beat.get("step")) is int else 0
+        step = max([step, *(each.highest_step for each in self._history)])
+        policy = RestartPolicy(max_restarts=self.submission.retries)
+        decision = decide(policy, self._history, step, InfrastructureError(verdict.reason), random.random())
+        say(f"submitter: {decision.reason}")
+        if not decision.restart:
+            return sub.Verdict(sub.Next.END, sub.AGAIN, decision.reason)
+        self._history.append(Restart(step, delay_s=decision.delay_s, cause=verdict.reason))
+        time.sleep(decision.delay_s)
+        since = time.monotonic()
+        while True:
+            try:
+                server = self._server()
+                # Somebody else may have been quicker: their job is followed as ours.
+                theirs = [
+                    job for job in server.jobs() if job.run_dir == self.submission.run_dir and not job.ended
+                ]
+                if theirs:
+                    self._id = theirs[-1].id
+                else:
+                    self._submit(server)
+            except InfrastructureError as error:
+                if time.monotonic() - since > AWAY_S:
+                    raise
+                say(f"{error}")
+                time.sleep(5 * LOOK_S)
+            else:
+                say(f"submitted again as {self._id}")
+                return None
+
+
+def list_cluster(address: str) -> Sequence[tuple[str, RunDirectory]]:
+    """The runs that were submitted to a cluster, by name, the newest last."""
+    from orchestrator.ray_jobs import JobServer
+    from storage.run_directory import RunDirectory
+    from storage.store import open_store
+
+    runs = {job.run_dir: job.name or job.id for job in JobServer(address).jobs()}
+    return [(name, RunDirectory(open_store(url))) for url, name in runs.items()]

@@ -1,0 +1,131 @@
+"""The supervisor job on the cluster: start `holdfast run`, and start it again by the restart policy.
+
+    python -m orchestrator.supervision --retries N [--environment PACKAGE] [--label K=V] -- run ...
+
+It ends with the exit code of the last `holdfast run`. It is not killed with the coordinator, nor the
+coordinator with it where it alone is killed: the run directory tells whoever asks which of them lives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.requests import STOP
+from orchestrator.restart import Restart, decide
+from orchestrator.spec import RestartPolicy
+from orchestrator.submission import AGAIN, FORWARD, LABELS, goes_on
+from orchestrator.terminal import say
+from storage.errors import HoldfastError, InfrastructureError
+from storage.run_directory import RunDirectory
+from storage.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LOOK_S = 1.0
+"""Seconds between two looks for a request to stop, while a restart is waited for."""
+
+
+class Supervisor:
+    """One `holdfast run` after another."""
+
+    def __init__(self, command: Sequence[str], run: RunDirectory, retries: int) -> None:
+        self._command = [sys.executable, "-m", "orchestrator", *command]
+        self._run = run
+        self._policy = RestartPolicy(max_restarts=retries)
+        self._history: list[Restart] = []
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopped = 0
+
+    def supervise(self) -> int:
+        """Run until there is nothing to start again; returns the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        asked = self._asked()
+        while True:
+            code = self._once()
+            cause = goes_on(code, stopped=bool(self._stopped))
+            if cause is None:
+                return code if code >= 0 else AGAIN
+            failure, step = InfrastructureError(cause), self._step()
+            decision = decide(self._policy, self._history, step, failure, random.random())
+            say(f"supervisor: {decision.reason}")
+            if not decision.restart:
+                return AGAIN
+            self._history.append(Restart(step, delay_s=decision.delay_s, cause=cause))
+            if self._ends_while_waiting(decision.delay_s, asked):
+                say("supervisor: stopped while waiting")
+                return 130
+
+    def _once(self) -> int:
+        self._child = subprocess.Popen(self._command)
+        if self._stopped:
+            self._child.send_signal(self._stopped)
+        return self._child.wait()
+
+    def _stop(self, number: int, frame: object) -> None:
+        self._stopped = number
+        if self._child is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._child.pid, number)
+
+    def _ends_while_waiting(self, delay_s: float, asked: str | None) -> bool:
+        until = time.monotonic() + delay_s
+        while not self._stopped and (left_s := until - time.monotonic()) > 0:
+            time.sleep(min(LOOK_S, left_s))
+            if self._asked() != asked:
+                return True
+        return bool(self._stopped)
+
+    def _asked(self) -> str | None:
+        """What names the last request to stop; where the storage fails, that counts as none."""
+        with suppress(HoldfastError):
+            request = self._run.requested(STOP)
+            return None if request is None else str(request["nonce"])
+        return None
+
+    def _step(self) -> int:
+        """The highest step that the run directory knows of."""
+        steps = [restart.highest_step for restart in self._history]
+        with suppress(HoldfastError):
+            beat: dict[str, Any] = self._run.newest_beat() or {}
+            totals = beat.get("totals")
+            for found in (beat.get("step"), totals.get("highest_step") if isinstance(totals, dict) else None):
+                steps += [found] if type(found) is int else []
+        return max(steps, default=0)
+
+
+def main() -> int:
+    """Take the environment, supervise, and return the exit code; a mistake is one line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--retries", type=int, required=True)
+    parser.add_argument("--environment", default="")
+    parser.add_argument("--label", action="append", default=[])
+    parser.add_argument("command", nargs="+")
+    args = parser.parse_args()
+    try:
+        if args.environment:
+            from orchestrator.ray_jobs import take_environment
+
+            variables = take_environment(args.environment)
+            os.environ.update(variables)
+            os.environ[FORWARD] = ",".join(variables)
+        if args.label:
+            os.environ[LABELS] = ",".join(args.label)
+        url = args.command[args.command.index("--run-dir") + 1]
+        return Supervisor(args.command, RunDirectory(open_store(url)), args.retries).supervise()
+    except HoldfastError as error:
+        say(f"holdfast: error: {error}")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
