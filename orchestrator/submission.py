@@ -205,7 +205,7 @@ class Job:
 
     @property
     def tells(self) -> bool:
-        """Whether the supervisor ended by itself, which it does after the run; the shell's 128 + N is a kill."""
+        """Whether the supervisor ended by itself, after the run; the shell says 128 + N of one killed."""
         return self.exit_code is not None and self.exit_code in (*_FINAL, AGAIN)
 
 

@@ -1,0 +1,90 @@
+"""`holdfast submit` as a user gives it, for the tiny job."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from tests.integration.harness import Progress, signal_all, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tests.e2e.cluster import Cluster
+    from tests.integration.harness import Outcome, Place, Started
+
+STEPS = 240
+SETTINGS = {"delay_s": 0.02, "every": 20}
+LIMIT_S = 200.0
+
+
+class Submitting:
+    """A cluster, and who uses it from one place."""
+
+    place: Place
+
+    def __init__(self, cluster: Cluster, aws: Mapping[str, str], new_url: Callable[[], str]) -> None:
+        self.cluster, self.new_url = cluster, new_url
+        self.names, self.auth = tuple(aws), tuple(cluster.auth)
+        self.secret = aws["AWS_SECRET_ACCESS_KEY"]
+
+    def words(self, url: str, workers: int = 2, *more: str, steps: int = STEPS) -> list[str]:
+        """The arguments of `holdfast submit`."""
+        words = ["submit", "tiny.py", "--address", self.cluster.address, "--run-dir", url]
+        words += ["--workers", str(workers), "--cpus-per-worker", "0.5", "--steps", str(steps)]
+        for name in self.names:
+            words += ["--env", name]
+        for name, value in (SETTINGS | {"progress": self.progress}).items():
+            words += ["--set", f"{name}={value}"]
+        return [*words, *more, "--json"]
+
+    @property
+    def progress(self) -> Progress:
+        """How far the job of this place has come."""
+        return Progress(self.place.root / "progress")
+
+    def begin(self, url: str, workers: int = 2, *more: str, **kwargs: Any) -> Started:
+        """Submit, and wait until it trains."""
+        started = self.place.start(self.words(url, workers, *more, **kwargs))
+        return self.trains(started)
+
+    def trains(self, started: Started, steps: float = 30) -> Started:
+        """Wait until so many steps more are made."""
+        self.progress.clear()
+        started.until(lambda: self.progress.steps > steps, "training", LIMIT_S)
+        return started
+
+    def status(self, url: str) -> dict[str, Any]:
+        """What `holdfast status` tells of a run."""
+        return self.place.cli("status", url, "--json").expect(0).result
+
+    def cli(self, *words: str) -> Outcome:
+        """Another command."""
+        return self.place.cli(*words, timeout_s=LIMIT_S)
+
+    def supervisors(self) -> list[psutil.Process]:
+        """The supervisor jobs, each without the shell that Ray starts it in."""
+        found = self.cluster.commands("orchestrator.supervision")
+        return [each for each in found if "run" in each.cmdline()]
+
+    def coordinators(self) -> list[psutil.Process]:
+        """`holdfast run` and its child, of each job."""
+        found = []
+        for each in self.cluster.commands("orchestrator"):
+            with suppress(psutil.Error):
+                if each.cmdline()[1:4] == ["-m", "orchestrator", "run"]:
+                    found.append(each)
+        return found
+
+    def kill_job(self) -> int:
+        """SIGKILL for the supervisor and its children; the actors are not among them."""
+        return signal_all([*self.supervisors(), *self.coordinators()], signal.SIGKILL)
+
+    def tidy(self) -> None:
+        """Wait until nothing of a run is at work, and end what is."""
+        with suppress(AssertionError):
+            wait_for(lambda: not self.supervisors() and not self.coordinators(), "the end", 5, 0.2)
+        signal_all([*self.supervisors(), *self.coordinators()], signal.SIGKILL)

@@ -1,0 +1,206 @@
+"""Runs that are submitted to a cluster, disturbed there, and end in the bits of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.submitting import LIMIT_S, STEPS, Submitting
+from tests.integration.harness import Outcome, signal_all, wait_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Reference
+
+pytestmark = [pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def digest(reference: Reference) -> str:
+    """The state of an undisturbed run with one worker, under the other runtime."""
+    return str(reference(steps=STEPS)["state_digest"])
+
+
+def test_a_submitted_run_ends_in_the_same_digest_and_is_found_by_the_address(
+    user: Submitting, digest: str
+) -> None:
+    url = user.new_url()
+    outcome = user.place.start(user.words(url, 2, "--name", "first")).wait(LIMIT_S)
+    assert outcome.done()["state_digest"] == digest
+    assert "submitted as holdfast-" in outcome.stderr
+    assert "checkpoint of step 20 committed" in outcome.stderr, f"no log of the job{outcome}"
+    address = user.cluster.address
+    assert user.status(f"{address}#first")["state_digest"] == digest
+    listed = user.cli("list", address, "--json").expect(0).json
+    assert ("first", "done", url) in {(each["name"], each["status"], each["run_dir"]) for each in listed}
+    _assert_secret_is_nowhere(user, outcome)
+
+
+def _assert_secret_is_nowhere(user: Submitting, outcome: Outcome) -> None:
+    """Not in what was printed, Ray's files, what its job server tells, nor the run's objects."""
+    canary = user.secret
+    assert canary not in outcome.stdout + outcome.stderr + " ".join(outcome.command)
+    request = urllib.request.Request(f"{user.cluster.address}/api/jobs/")
+    request.add_header("Authorization", f"Bearer {user.cluster.token}")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        jobs = answer.read().decode()
+    assert "holdfast_run_dir" in jobs
+    assert canary not in jobs
+    files = [path for path in user.cluster.tmp.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert any("job-driver" in path.name for path in files), "Ray keeps its logs elsewhere"
+    found = [path for path in files if canary.encode() in path.read_bytes()]
+    assert not found
+    run_dir = json.loads(outcome.stdout)["run_dir"]
+    script = user.place.file(
+        "grep.py",
+        "import sys, fsspec\n"
+        "canary = sys.stdin.read().encode()\n"
+        f"fs, root = fsspec.core.url_to_fs({run_dir!r})\n"
+        "files = fs.find(root)\n"
+        "print(len(files), [each for each in files if canary in fs.cat(each)])\n",
+    )
+    count, _, hits = user.place.python(script.name, stdin=canary).stdout.partition(" ")
+    assert int(count) > 10
+    assert hits.strip() == "[]"
+
+
+def test_killed_workers_cost_no_step(user: Submitting, digest: str) -> None:
+    started = user.begin(user.new_url())
+    workers = user.cluster.workers()
+    assert len(workers) >= 2
+    signal_all(workers, signal.SIGKILL)
+    result = started.wait(LIMIT_S).done()
+    assert result["worker_deaths"] >= 2
+    assert (result["steps_lost"], result["restarts"], result["state_digest"]) == (0, 0, digest)
+
+
+def test_a_killed_coordinator_is_relaunched_with_nobody_there(user: Submitting, digest: str) -> None:
+    """Who submitted it has gone; `holdfast run` itself is killed, which no coordinator survives."""
+    url = user.new_url()
+    told = user.cli(*user.words(url, 2, "--detach")).expect(0).json
+    assert told["run_dir"] == url
+    user.progress.clear()
+    wait_for(lambda: user.progress.steps > 30, "training", LIMIT_S)
+    assert signal_all(user.coordinators(), signal.SIGKILL) == 2
+    wait_for(lambda: user.status(url)["status"] == "done", "the end", LIMIT_S, 1.0)
+    result = user.status(url)
+    assert (result["attempt"], result["steps_lost"], result["state_digest"]) == (2, 0, digest)
+
+
+def test_a_killed_job_is_submitted_again(user: Submitting, digest: str) -> None:
+    """The driver of the job dies, with the coordinator."""
+    started = user.begin(user.new_url())
+    assert user.kill_job() == 3
+    outcome = started.wait(LIMIT_S)
+    result = outcome.done()
+    assert "submitted again as" in outcome.stderr, str(outcome)
+    assert (result["attempt"], result["steps_lost"], result["state_digest"]) == (2, 0, digest)
+
+
+def test_a_run_goes_on_without_its_supervisor_and_is_not_submitted_twice(
+    user: Submitting, digest: str
+) -> None:
+    """Ray has the job down as failed; the run directory knows better."""
+    started = user.begin(user.new_url())
+    assert signal_all(user.supervisors(), signal.SIGKILL) == 1
+    outcome = started.wait(LIMIT_S)
+    result = outcome.done()
+    assert "the run goes on" in outcome.stderr, str(outcome)
+    assert "submitted again" not in outcome.stderr, str(outcome)
+    assert (result["attempt"], result["state_digest"]) == (1, digest)
+
+
+def test_a_lost_node_costs_no_step(user: Submitting, digest: str) -> None:
+    user.cluster.add_node("second")
+    try:
+        started = user.begin(user.new_url(), 2, "--nodes", "2")
+        assert user.cluster.workers("second"), "no worker is on the second node"
+        user.cluster.kill("second")
+        result = started.wait(LIMIT_S).done()
+    finally:
+        user.cluster.kill("second")
+    assert (result["steps_lost"], result["state_digest"]) == (0, digest)
+
+
+def test_a_run_whose_coordinator_went_with_its_node_is_submitted_again(user: Submitting, digest: str) -> None:
+    """The coordinator is placed by a label, on the node that is lost; another with that label is added."""
+    label = ("--on-demand", "ray.io/market-type=spot")
+    user.cluster.add_node("labelled")
+    try:
+        started = user.begin(user.new_url(), 2, *label)
+        where = {each.environ()["HOLDFAST_E2E_CLUSTER_NODE"] for each in user.supervisors()}
+        assert where == {"labelled"}
+        user.cluster.kill("labelled")
+        user.cluster.add_node("replacement")
+        outcome = started.wait(LIMIT_S)
+    finally:
+        user.cluster.kill("labelled")
+        user.cluster.kill("replacement")
+    assert outcome.done()["state_digest"] == digest
+    assert "submitted again as" in outcome.stderr, str(outcome)
+
+
+def test_workers_are_placed_by_label(user: Submitting, digest: str) -> None:
+    user.cluster.add_node("spot")
+    try:
+        started = user.begin(user.new_url(), 2, "--spot", "ray.io/market-type=spot")
+        everywhere, there = user.cluster.workers(), user.cluster.workers("spot")
+        assert started.wait(LIMIT_S).done()["state_digest"] == digest
+    finally:
+        user.cluster.kill("spot")
+    assert len(there) == len(everywhere) >= 2
+
+
+def test_a_cluster_that_is_killed_and_started_again_goes_on(user: Submitting, digest: str) -> None:
+    started = user.begin(user.new_url())
+    user.cluster.kill()
+    user.cluster.start()
+    outcome = started.wait(LIMIT_S)
+    result = outcome.done()
+    assert "submitted again as" in outcome.stderr, str(outcome)
+    assert (result["attempt"], result["state_digest"]) == (2, digest)
+
+
+def test_a_second_submit_is_refused_and_a_stopped_run_goes_on_with_more_workers(
+    user: Submitting, digest: str
+) -> None:
+    url = user.new_url()
+    started = user.begin(url, 2, "--name", "stopped")
+    refused = user.cli(*user.words(url)).expect(4)
+    assert "is RUNNING" in refused.stderr, str(refused)
+    stopped = user.cli("stop", f"{user.cluster.address}#stopped", "--json").expect(0).result
+    assert stopped["status"] == "interrupted"
+    assert 0 < stopped["step"] < STEPS
+    assert started.wait(LIMIT_S).expect(130).result["step"] == stopped["step"]
+    wait_for(lambda: not user.supervisors(), "the end of the job", 30, 0.2)
+    result = user.place.start(user.words(url, 3)).wait(LIMIT_S).done()
+    assert (result["attempt"], result["steps_lost"], result["state_digest"]) == (2, 0, digest)
+
+
+def test_an_error_in_the_job_is_not_relaunched(user: Submitting) -> None:
+    text = (user.place.root / "tiny.py").read_text()
+    broken = text.replace(
+        "    def model():\n", "    def model():\n        raise ValueError('it is broken')\n"
+    )
+    (user.place.root / "tiny.py").write_text(broken)
+    outcome = user.place.start(user.words(user.new_url())).wait(LIMIT_S).expect(1)
+    assert outcome.result["status"] == "failed"
+    assert "it is broken" in outcome.stderr, str(outcome)
+    assert "submitted again" not in outcome.stderr, str(outcome)
+
+
+@pytest.mark.parametrize("token", ["missing", "wrong"])
+def test_without_the_token_nobody_submits(user: Submitting, tmp_path: Path, token: str) -> None:
+    env: dict[str, Any] = dict(user.place.env)
+    del env["RAY_AUTH_TOKEN_PATH"]
+    env |= {"HOME": str(tmp_path)}
+    env |= {"RAY_AUTH_TOKEN": "0" * 64} if token == "wrong" else {"RAY_AUTH_MODE": "disabled"}
+    user.place.env = env
+    outcome = user.cli(*user.words(user.new_url())).expect(2)
+    assert "RAY_AUTH_MODE=token" in outcome.stderr, str(outcome)
+    assert "Traceback" not in outcome.stderr, str(outcome)

@@ -1,0 +1,113 @@
+"""`holdfast submit`: what it says without a cluster, and a run on a real one that nobody disturbs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.cluster import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import Reference
+    from tests.integration.harness import Place
+
+HERE = "http://127.0.0.1:1"
+
+
+def words(place: Place, *more: str, address: str = HERE, job: str = "tiny.py") -> list[str]:
+    """The arguments of a submission."""
+    run_dir = str(place.root / "runs" / "one")
+    return ["submit", job, "--address", address, "--run-dir", run_dir, "--workers", "2", *more]
+
+
+def test_a_dry_run_shows_all_that_would_be_submitted_but_no_value(place: Place) -> None:
+    place.env["MY_TOKEN"] = "canary-41"
+    more = ["--env", "MY_TOKEN", "--set", "hidden=8", "--steps", "40", "--spot", "a=b", "--on-demand", "c=d"]
+    outcome = place.cli(*words(place, *more, "--dry-run", "--json")).expect(0)
+    assert "canary-41" not in outcome.stdout + outcome.stderr
+    plan = outcome.json
+    assert plan["env"] == ["MY_TOKEN"]
+    assert plan["label_selector"] == {"c": "d"}
+    assert plan["runtime_env"]["working_dir"] == str(place.root)
+    assert "/runs/one" in plan["runtime_env"]["excludes"]
+    entry = shlex.split(plan["entrypoint"])
+    run = entry[entry.index("--") + 1 :]
+    assert run[:4] == ["run", "tiny.py", "--run-dir", str(place.root / "runs" / "one")]
+    assert run[4:] == [
+        *("--workers", "2", "--address", "auto", "--cpus-per-worker", "1"),
+        *("--steps", "40", "--set", "hidden=8"),
+    ]
+    assert "--label=a=b" in entry
+    text = place.cli(*words(place, *more, "--dry-run")).expect(0).stdout
+    assert f"entrypoint: {plan['entrypoint']}" in text
+    assert not (place.root / "runs").exists()
+
+
+def test_settings_of_the_file_count(place: Place) -> None:
+    place.file("holdfast.toml", '[submit]\nretries = 3\nname = "of-the-file"\n')
+    plan = place.cli(*words(place, "--dry-run", "--json")).expect(0).json
+    assert plan["name"] == "of-the-file"
+    assert "--retries 3" in plan["entrypoint"]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--address", "http://10.1.2.3:8265"), "another machine.*--insecure"),
+        (("--address", "127.0.0.1:6379"), "job server"),
+        (("--env", "NOT_SET_ANYWHERE"), "NOT_SET_ANYWHERE.*not set"),
+        (("--env", "A=canary"), "name alone"),
+        (("--working-dir", "nowhere"), "no such directory"),
+        (("--pip", "nothing.txt"), "no such file"),
+        (("--retries", "-1"), "0 or more"),
+        (("--spot", "x"), "LABEL=VALUE"),
+        (("--workers", "x"), "whole number"),
+    ],
+)
+def test_a_mistake_is_one_line(place: Place, more: tuple[str, ...], says: str) -> None:
+    line = place.cli(*words(place, *more)).one_clear_line(2, says)
+    assert "canary" not in line
+
+
+def test_a_job_outside_of_what_is_sent_along_is_refused(place: Place) -> None:
+    (place.root / "other").mkdir()
+    place.cli(*words(place, "--working-dir", "other")).one_clear_line(2, "tiny.py is not in")
+
+
+def test_a_job_server_that_does_not_answer_is_named(place: Place) -> None:
+    place.cli(*words(place)).one_clear_line(75, HERE, "does not answer")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster with job server and token."""
+    made = Cluster(tmp_path, {})
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_on_a_cluster_ends_in_the_same_digest_and_answers_by_its_address(
+    place: Place, cluster: Cluster, reference: Reference
+) -> None:
+    place.env |= cluster.auth
+    more = ("--cpus-per-worker", "0.5", "--name", "tiny", "--json")
+    submitted = words(place, *more, address=cluster.address)
+    outcome = place.cli(*submitted)
+    assert outcome.done()["state_digest"] == reference()["state_digest"]
+    assert "checkpoint of step 60 committed" in outcome.stderr, str(outcome)
+    by_address = place.cli("status", f"{cluster.address}#tiny", "--json").expect(0).json
+    assert by_address == json.loads(outcome.stdout)
+    del place.env["RAY_AUTH_TOKEN_PATH"]
+    place.env |= {"RAY_AUTH_TOKEN": "0" * 64}
+    place.cli("status", cluster.address).one_clear_line(2, "does not let us in")
