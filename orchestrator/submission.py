@@ -280,7 +280,7 @@ def judge(job: Job | None, status: str | None, failure: str | None, *, alive: bo
         return Verdict(Next.END, AGAIN, "the supervisor job has used up its restarts")
     if job is None:
         return Verdict(Next.AGAIN, AGAIN, "the cluster has been started anew and knows nothing of the job")
-    if status is None and job.exit_code is not None and job.exit_code > 0 and job.exit_code < 128:
+    if status is None and job.exit_code is not None and 0 < job.exit_code < 128 and not job.tells:
         return Verdict(Next.END, FAILED, f"the job ended with exit code {job.exit_code} before it began")
     how = "was preempted" if status == "preempted" else "was lost with its node or killed"
     return Verdict(Next.AGAIN, AGAIN, f"the supervisor job {how}")

@@ -156,6 +156,8 @@ def _follow(submitter: _Submitter, *, as_json: bool) -> int:
     except KeyboardInterrupt:
         url = submitter.submission.run_dir
         say(f"the run goes on without you; to end it: holdfast stop {shlex.quote(url)}")
+        if as_json:
+            put(json.dumps(read_status(submitter.run)[0].to_json()))
         return sub.STOPPED
     if verdict.code != sub.DONE:
         say(f"holdfast: error: the run ended with exit code {verdict.code}: {verdict.reason}")

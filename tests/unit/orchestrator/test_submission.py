@@ -158,6 +158,7 @@ def job(exit_code: int | None = None, status: str = "FAILED") -> Job:
         (job(2), None, None, (Next.END, 2)),
         (job(4), None, None, (Next.END, 4)),
         (job(75), "failed", "infrastructure", (Next.END, 75)),
+        (job(75), None, None, (Next.AGAIN, 75)),  # it could not get as far as a coordinator
         (job(127), None, None, (Next.END, 1)),  # there is no python
         (job(None, "STOPPED"), "preempted", None, (Next.END, 130)),
         # Ray knows only that the job is gone: the run directory says more
