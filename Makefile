@@ -7,6 +7,7 @@
 VENV := .venv
 BENCH_VENV := .venv-bench
 PEERS_VENV := .venv-peers
+PEERS_TF_VENV := .venv-peers-tf
 E2E_VENV := .venv-e2e
 SERVERS := .servers
 BIN := $(VENV)/bin
@@ -66,8 +67,9 @@ format: $(VENV)/.installed-test ## lay the code out
 chaos: $(VENV)/.installed-test ## run all chaos tests ROUNDS times, into tests/chaos/RESULTS.md
 	$(BIN)/python tests/chaos/table.py --rounds $(ROUNDS)
 
-peers: $(PEERS_VENV)/.installed ## compare with other libraries, into tests/peers/RESULTS.md
+peers: $(PEERS_VENV)/.installed $(PEERS_TF_VENV)/.installed ## compare with other libraries, into tests/peers/RESULTS.md
 	$(PEERS_VENV)/bin/python tests/record.py peers
+	$(PEERS_TF_VENV)/bin/python tests/record.py peers test_tensorflow_files.py test_tf_keras_files.py
 
 e2e: $(E2E_VENV)/.installed ## run jobs on a Ray cluster as users do, into tests/e2e/RESULTS.md
 	$(E2E_VENV)/bin/python tests/record.py e2e
@@ -88,7 +90,7 @@ constraints: ## bring uv.lock and constraints.txt into line with pyproject.toml 
 		--no-emit-project --no-hashes --no-annotate --no-header >>constraints.txt
 
 clean: ## remove .venv, builds and caches, but no runs
-	rm -rf $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(E2E_VENV) $(SERVERS) build dist .*_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(PEERS_TF_VENV) $(E2E_VENV) $(SERVERS) build dist .*_cache .hypothesis
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -107,7 +109,7 @@ $(BENCH_VENV)/.installed: Makefile
 	@python=$$($(find_python)) && $$python -m venv $(BENCH_VENV)
 	@echo "installing the peers of the benchmarks into $(BENCH_VENV)"
 	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile \
-		numpy torch==2.13.0 jax orbax-checkpoint zarr safetensors 'ray[train]==2.60.0'
+		numpy torch==2.13.0 jax orbax-checkpoint zarr safetensors keras==3.15.1 h5py 'ray[train]==2.60.0'
 	@touch $@
 
 $(SERVERS)/.installed: tests/integration/azurite/package-lock.json
@@ -128,4 +130,14 @@ $(PEERS_VENV)/.installed: pyproject.toml constraints.txt Makefile
 	@echo "installing Holdfast and its peers into $(PEERS_VENV)"
 	@$(PEERS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile -c constraints.txt \
 		-e '.[test]' tensorstore 'keras==3.15.1' jax torch==2.13.0
+	@touch $@
+
+# TensorFlow wants an older h5py than Holdfast's own tests.
+$(PEERS_TF_VENV)/.installed: pyproject.toml constraints.txt Makefile
+	@python=$$($(find_python)) && $$python -m venv $(PEERS_TF_VENV)
+	@echo "installing Holdfast and TensorFlow into $(PEERS_TF_VENV)"
+	@grep -v '^h5py' constraints.txt >$(PEERS_TF_VENV)/constraints.txt
+	@$(PEERS_TF_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --compile \
+		-c $(PEERS_TF_VENV)/constraints.txt -e '.[hdf5]' hypothesis psutil pytest pytest-timeout pyyaml \
+		'tensorflow==2.21.*' 'tf_keras==2.21.*'
 	@touch $@
