@@ -176,8 +176,9 @@ def load_weights(
     if found is None:
         return native.load_weights(model, url, skip_mismatch=skip_mismatch, **options)
     load = found.load().load_weights
-    unknown = options.keys() - inspect.signature(load).parameters.keys()
-    if unknown:
+    taken = inspect.signature(load).parameters
+    unknown = options.keys() - taken.keys()
+    if unknown and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
         raise ConfigurationError(f"{url}: {found.name} is not loaded with {', '.join(sorted(unknown))}=")
     status: Status = load(model, url, skip_mismatch=skip_mismatch, by_name=by_name, **options)
     return status
