@@ -85,7 +85,7 @@ _OTHERS = {
         "Keras's weights (.weights.h5)",
         f"{_SAVING}weights_h5",
         ("weights", "optimizer state", "seed"),
-        "its structure: HDF5 has no checksums here",
+        "its structure, and arrays by CRC-32C where Holdfast wrote it",
     ),
     f"{_SAVING}keras_file": Kind(
         "a model of Keras (.keras)", f"{_SAVING}keras_file", (*WHOLE, _ADDED), "every byte, by zip's CRC-32"
@@ -94,7 +94,7 @@ _OTHERS = {
         "a model of Keras 2 (.h5)",
         f"{_SAVING}legacy_h5",
         WHOLE,
-        "its structure: HDF5 has no checksums here",
+        "its structure, and arrays by CRC-32C where Holdfast wrote it",
     ),
     _NPZ: Kind("arrays of NumPy (.npz)", _NPZ, ("weights",), "every byte, by zip's CRC-32"),
     _SAFETENSORS: Kind(
