@@ -1,7 +1,8 @@
 """TensorFlow's V2 checkpoints into models and from them: weights, and the state of optimizers of Keras 2.
 
 A checkpoint holds a graph of objects. A model's part of it is named as its attributes are; the layers of
-Sequential and functional models are "layer_with_weights-0", ... in their order.
+Sequential and functional models are "layer_with_weights-0", ... in their order. What `tf.train.Checkpoint`
+saved of models of Keras 3 is read, too (`workers.nn.saving.tensorflow_names`).
 """
 
 from __future__ import annotations
