@@ -296,3 +296,14 @@ def test_mistakes_are_refused_in_one_line(make: Any, message: str | None) -> Non
     with pytest.raises(ConfigurationError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_arrays_is_several_inputs_wherever_data_are_taken() -> None:
+    a, b = nn.Input((2,)), nn.Input((3,))
+    model = nn.Model([a, b], nn.Dense(1)(nn.Concatenate()([a, b])))
+    model.compile("sgd", "mse")
+    rng = np.random.default_rng(0)
+    x = [rng.random((8, 2), np.float32), rng.random((8, 3), np.float32)]
+    assert np.array_equal(model.predict(x, verbose=0), model.predict(tuple(x), verbose=0))
+    assert model.evaluate(x, [0.0] * 8, verbose=0) == model.evaluate(tuple(x), np.zeros(8), verbose=0)
+    assert len(model.fit(x, np.zeros(8), epochs=2, verbose=0).history["loss"]) == 2
