@@ -381,6 +381,7 @@ def chaos(
 def scale(
     run_dir: RunDir,
     workers: Annotated[str, typer.Argument(metavar="N | MIN:MAX", help="Workers to train with from now on.")],
+    as_json: AsJson = False,
 ) -> int:
     """Give a run that is at work another number of workers; it goes on with the same bits.
 
@@ -391,6 +392,9 @@ def scale(
 
     least, most = _workers(workers)
     scale(open_run(run_dir), least, most)
+    if as_json:
+        put(json.dumps({"run_dir": run_dir, "workers": [least, most]}))
+        return 0
     many = "1 worker" if most == 1 else f"{workers.replace(':', ' to ')} workers"
     put(f"{run_dir} trains with {many} from now on")
     return 0
@@ -424,10 +428,16 @@ def status(
 
 
 @app.command()
-def examples() -> int:
-    """List the jobs that are shipped with Holdfast."""
+def examples(as_json: AsJson = False) -> int:
+    """List the jobs that are shipped with Holdfast.
+
+    holdfast examples
+    """
     from orchestrator.examples import EXAMPLES
 
+    if as_json:
+        put(json.dumps({name: description for name, (_, description) in EXAMPLES.items()}))
+        return 0
     width = max(map(len, EXAMPLES))
     for name, (_, description) in EXAMPLES.items():
         put(f"{name:<{width}}  {description}")
