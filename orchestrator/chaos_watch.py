@@ -122,7 +122,9 @@ class Watch(threading.Thread):
         if self._place_id is None:
             return
         paths = {
-            p for p in glob(escape(arena_path(self._place_id)) + "*") if not p.endswith((".parts", ".new"))
+            p
+            for p in glob(escape(arena_path(self._place_id)) + "*")
+            if not p.endswith((".parts", ".new", ".steps"))
         }
         for path in [*self._memories]:
             if path not in paths or _inode(path) != self._memories[path].inode:

@@ -473,7 +473,7 @@ class Place:
 
     def node_memory(self, node: int) -> list[Path]:
         """The shared memory files of one node of the process runtime."""
-        mine = rf"holdfast-[0-9a-f-]+{re.escape(f'.{node}') if node else ''}(\.parts)?"
+        mine = rf"holdfast-[0-9a-f-]+{re.escape(f'.{node}') if node else ''}(\.parts|\.steps)?"
         return [path for path in self.memory() if re.fullmatch(mine, path.name)]
 
     def forget_memory(self) -> None:

@@ -638,9 +638,9 @@ class World:
         self.note(f"the machine of node {node} is lost")
         for agent in [a for a in self.agents if a.node == node]:
             agent.die()
-        for path in (arena_path(self.place, node), arena_path(self.place, node) + ".parts"):
+        for ending in ("", ".parts", ".steps"):
             with suppress(FileNotFoundError):
-                os.unlink(path)
+                os.unlink(arena_path(self.place, node) + ending)
         self.forget()
         if self.chance(0.5):
             self.up.discard(node)
