@@ -95,11 +95,6 @@ class JobServer:
             raise InfrastructureError(f"{self.address} does not take the environment: {answer.status_code}")
         return name
 
-    def stop(self, id_: str) -> None:
-        """Have Ray end a job by SIGTERM."""
-        with _translated(self.address):
-            self._client.stop_job(id_)
-
     def follow(self, id_: str, write: Callable[[str], None]) -> Follower:
         """Pass on what a job prints, from the first line on, while this lives."""
         return Follower(self._client, id_, write)

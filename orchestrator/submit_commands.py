@@ -63,6 +63,10 @@ def submit(
         str | None,
         typer.Option(metavar="DIR", help="What is sent along, and where the run starts; else the job's."),
     ] = None,
+    no_package: Annotated[
+        bool,
+        typer.Option("--no-package", help="Send nothing: each node has FILE, under its path in full."),
+    ] = False,
     pip: Annotated[
         str | None, typer.Option(metavar="FILE", help="A requirements file, to be installed for the run.")
     ] = None,
@@ -108,7 +112,9 @@ def submit(
     if pip is not None and not Path(pip).is_file():
         raise ConfigurationError(f"--pip {pip}: there is no such file")
     url = open_store(run_dir).url
-    entry, folder, excludes = _code(target, working_dir, url)
+    if no_package and working_dir is not None:
+        raise ConfigurationError("--no-package sends nothing: leave --working-dir out")
+    entry, folder, excludes = (_in_place(target), None, ()) if no_package else _code(target, working_dir, url)
     command = ["run", entry, "--run-dir", url, "--workers", workers, "--address", "auto"]
     command += ["--cpus-per-worker", f"{cpus_per_worker:g}"]
     for option, value in (("--steps", steps), ("--grace-period", grace_period)):
@@ -165,6 +171,13 @@ def _follow(submitter: _Submitter, *, as_json: bool) -> int:
     if beat or as_json:
         put(json.dumps(result.to_json()) if as_json else summary(result, with_error=True))
     return verdict.code
+
+
+def _in_place(target: str) -> str:
+    """A job that is on all nodes, in an image for instance; it need not be here."""
+    from orchestrator.examples import EXAMPLES
+
+    return target if target in EXAMPLES else str(Path(target).absolute())
 
 
 def _code(target: str, working_dir: str | None, url: str) -> tuple[str, str | None, tuple[str, ...]]:

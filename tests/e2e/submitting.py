@@ -88,3 +88,4 @@ class Submitting:
         with suppress(AssertionError):
             wait_for(lambda: not self.supervisors() and not self.coordinators(), "the end", 5, 0.2)
         signal_all([*self.supervisors(), *self.coordinators()], signal.SIGKILL)
+        wait_for(lambda: not self.cluster.workers(), "the workers to end", 60, 0.2)  # after their lease

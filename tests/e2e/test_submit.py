@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.timeout(600)]
 
 
+IN_PLACE = ("--no-package",)
+"""For tests with several nodes: on one machine they unpack a package to the same place, each anew."""
+
+
 @pytest.fixture
 def digest(reference: Reference) -> str:
     """The state of an undisturbed run with one worker, under the other runtime."""
@@ -118,7 +122,7 @@ def test_a_run_goes_on_without_its_supervisor_and_is_not_submitted_twice(
 def test_a_lost_node_costs_no_step(user: Submitting, digest: str) -> None:
     user.cluster.add_node("second")
     try:
-        started = user.begin(user.new_url(), 2, "--nodes", "2")
+        started = user.begin(user.new_url(), 2, "--nodes", "2", *IN_PLACE)
         assert user.cluster.workers("second"), "no worker is on the second node"
         user.cluster.kill("second")
         result = started.wait(LIMIT_S).done()
@@ -129,7 +133,7 @@ def test_a_lost_node_costs_no_step(user: Submitting, digest: str) -> None:
 
 def test_a_run_whose_coordinator_went_with_its_node_is_submitted_again(user: Submitting, digest: str) -> None:
     """The coordinator is placed by a label, on the node that is lost; another with that label is added."""
-    label = ("--on-demand", "ray.io/market-type=spot")
+    label = ("--on-demand", "ray.io/market-type=spot", *IN_PLACE)
     user.cluster.add_node("labelled")
     try:
         started = user.begin(user.new_url(), 2, *label)
@@ -148,7 +152,7 @@ def test_a_run_whose_coordinator_went_with_its_node_is_submitted_again(user: Sub
 def test_workers_are_placed_by_label(user: Submitting, digest: str) -> None:
     user.cluster.add_node("spot")
     try:
-        started = user.begin(user.new_url(), 2, "--spot", "ray.io/market-type=spot")
+        started = user.begin(user.new_url(), 2, "--spot", "ray.io/market-type=spot", *IN_PLACE)
         everywhere, there = user.cluster.workers(), user.cluster.workers("spot")
         assert started.wait(LIMIT_S).done()["state_digest"] == digest
     finally:

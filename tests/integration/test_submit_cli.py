@@ -49,6 +49,16 @@ def test_a_dry_run_shows_all_that_would_be_submitted_but_no_value(place: Place) 
     assert not (place.root / "runs").exists()
 
 
+def test_a_job_that_the_nodes_have_is_not_sent(place: Place) -> None:
+    plan = (
+        place.cli(*words(place, "--no-package", "--dry-run", "--json", job="/job/train.py:job"))
+        .expect(0)
+        .json
+    )
+    assert plan["runtime_env"] == {}
+    assert " run /job/train.py:job --run-dir " in plan["entrypoint"]
+
+
 def test_settings_of_the_file_count(place: Place) -> None:
     place.file("holdfast.toml", '[submit]\nretries = 3\nname = "of-the-file"\n')
     plan = place.cli(*words(place, "--dry-run", "--json")).expect(0).json
@@ -106,8 +116,24 @@ def test_a_run_on_a_cluster_ends_in_the_same_digest_and_answers_by_its_address(
     outcome = place.cli(*submitted)
     assert outcome.done()["state_digest"] == reference()["state_digest"]
     assert "checkpoint of step 60 committed" in outcome.stderr, str(outcome)
+    _assert_an_id_is_given_once(place, cluster.address)
     by_address = place.cli("status", f"{cluster.address}#tiny", "--json").expect(0).json
     assert by_address == json.loads(outcome.stdout)
     del place.env["RAY_AUTH_TOKEN_PATH"]
     place.env |= {"RAY_AUTH_TOKEN": "0" * 64}
     place.cli("status", cluster.address).one_clear_line(2, "does not let us in")
+
+
+def _assert_an_id_is_given_once(place: Place, address: str) -> None:
+    """Of two that submit a run at once, and so choose the same id, one is refused."""
+    script = (
+        "from orchestrator import ray_jobs\nfrom orchestrator.submission import Submission\n"
+        "from storage.errors import RunAlive\n"
+        f"server = ray_jobs.JobServer({address!r})\n"
+        "taken = server.jobs()[-1].id\n"
+        "ray_jobs.next_id = lambda *_: taken\n"
+        "late = Submission(address=server.address, run_dir='r', command=('examples',), name='late')\n"
+        "try:\n    server.submit(late, {})\nexcept RunAlive as error:\n    print(error)\n"
+    )
+    place.file("late.py", script)
+    assert "by another as holdfast-" in place.python("late.py").stdout
