@@ -12,8 +12,9 @@ import os
 import re
 import secrets
 import socket
+import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from workers.worker import run_worker
 from workers.writer import run_writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from orchestrator.events import Event
     from workers.messages import Command, Progress
@@ -43,6 +44,9 @@ START_S = 120.0
 
 LEAVE_S = 6.0
 """Seconds that an agent that is let go has to end its workers and remove its memory."""
+
+LINGER_S = 20.0
+"""Seconds that an actor stays after its life, for a coordinator to learn how it ended."""
 
 FORWARDED = (
     "HOLDFAST_FAULTS",
@@ -57,6 +61,20 @@ FORWARDED = (
 NAMESPACE = "holdfast"
 
 
+@contextmanager
+def _ending() -> Iterator[None]:
+    """The life of an actor, after which its process ends if no coordinator is there that ends it.
+
+    A detached actor that has nothing to do would hold its CPUs for as long as the cluster lives.
+    """
+    try:
+        yield
+    finally:
+        timer = threading.Timer(LINGER_S, os._exit, (0,))
+        timer.daemon = True
+        timer.start()
+
+
 class HoldfastAgent:
     """The agent of a node; `run` serves in one thread while `tell` and `listen` are called in others."""
 
@@ -67,7 +85,8 @@ class HoldfastAgent:
     def run(self) -> None:
         """Serve until closed."""
         watch_clouds(self._loop.address)
-        self._loop.run()
+        with _ending():
+            self._loop.run()
 
     def tell(self, attempt: int, commands: Sequence[Command]) -> None:
         """See AgentLoop.tell."""
@@ -90,7 +109,8 @@ class HoldfastWorker:
             os.chdir(folder)
         pass_on_notices(address, f"worker {rank}")
         settle_arithmetic()
-        run_worker(address, rank, generation, source)
+        with _ending():
+            run_worker(address, rank, generation, source)
 
 
 class HoldfastWriter:
@@ -102,7 +122,8 @@ class HoldfastWriter:
     def run(self, address: str, rank: int, generation: int) -> None:
         """Serve the agent."""
         pass_on_notices(address, f"writer {rank}")
-        run_writer(address, rank, generation)
+        with _ending():
+            run_writer(address, rank, generation)
 
 
 @dataclass(slots=True)
