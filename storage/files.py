@@ -68,6 +68,10 @@ class StoredFile:
         else:
             self.store.write(self.key, data)
 
+    def delete(self) -> None:
+        """Remove it; none is no error."""
+        self.store.delete([self.key])
+
 
 def file_at(url: str) -> StoredFile:
     """The file of this URL or path, which need not be there.

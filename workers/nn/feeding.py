@@ -26,8 +26,17 @@ class Feed(Protocol):
     def first(self) -> Any:
         """A few samples, to see their shapes."""
 
-    def epoch(self, step: int, seed: int) -> Iterator[Any]:
-        """The batches of steps from `step` on, to the end of that epoch."""
+    def epoch(self, step: int, seed: int, done: int = 0) -> Iterator[Any]:
+        """The batches of steps from `step` on, to the end of that epoch, without the first `done` of them."""
+
+    def resume(self, batches: int) -> None:
+        """In place. Go on behind so many batches that an earlier process has taken in all."""
+
+    def get_state(self) -> Any:
+        """The position of what gives the batches, as JSON values, if it tells; else None."""
+
+    def set_state(self, state: Any) -> None:
+        """In place. Go on from what `get_state` gave."""
 
     def in_order(self) -> Iterator[Any]:
         """All batches, in the order of the data."""
@@ -47,11 +56,11 @@ class DatasetFeed:
         """One sample."""
         return self._dataset.take(np.arange(1))
 
-    def epoch(self, step: int, seed: int) -> Iterator[Any]:
-        """The batches of steps from `step` on, to the end of that epoch."""
+    def epoch(self, step: int, seed: int, done: int = 0) -> Iterator[Any]:
+        """The batches of steps from `step` on, to the end of that epoch, without the first `done` of them."""
         assert self.steps is not None
         last = step + self.steps - step % self.steps
-        for number in range(step, last):
+        for number in range(step + done, last):
             yield self._dataset.take(
                 batch_indices(len(self._dataset), self._batch_size, seed, number, shuffle=self._shuffle)
             )
@@ -62,6 +71,15 @@ class DatasetFeed:
         for number in range(min(self.steps, self._all)):
             low = number * self._batch_size
             yield self._dataset.take(np.arange(low, min(low + self._batch_size, len(self._dataset))))
+
+    def resume(self, batches: int) -> None:
+        """Nothing: the batches of a step are a function of the step."""
+
+    def get_state(self) -> None:
+        """Nothing, for the same reason."""
+
+    def set_state(self, state: Any) -> None:
+        """Nothing."""
 
 
 class IterableFeed:
@@ -86,20 +104,49 @@ class IterableFeed:
             self._seen.append(_batch(next(self._iterator)))
         return self._seen[0]
 
-    def epoch(self, step: int, seed: int) -> Iterator[Any]:
-        """The batches until the iterable's end, or as many as an epoch has."""
+    def epoch(self, step: int, seed: int, done: int = 0) -> Iterator[Any]:
+        """The batches until the iterable's end, or as many as an epoch has.
+
+        An iterator stands behind the `done` ones already; of another iterable they are taken once more.
+        """
         iterator = self._iterator or iter(self._batches)
-        self._iterator = iterator if isinstance(self._batches, Iterator) else None
-        number = 0
+        goes_on = isinstance(self._batches, Iterator)
+        self._iterator = iterator if goes_on else None
+        number = done if goes_on else 0
         while self.steps is None or number < self.steps:
             if self._seen:
-                yield self._seen.pop()
+                batch = self._seen.pop()
             else:
                 try:
-                    yield _batch(next(iterator))
+                    batch = _batch(next(iterator))
                 except StopIteration:
                     return
             number += 1
+            if number > done:
+                yield batch
+
+    def resume(self, batches: int) -> None:
+        """In place. An iterator is run through as far as an earlier one; others begin anew in each epoch."""
+        if isinstance(self._batches, Iterator):
+            for _ in range(batches):
+                if self._seen:
+                    self._seen.pop()
+                else:
+                    next(self._batches, None)
+
+    def get_state(self) -> Any:
+        """The position of an iterator with a `get_state` of its own."""
+        batches: Any = self._batches
+        return (
+            batches.get_state() if isinstance(batches, Iterator) and hasattr(batches, "get_state") else None
+        )
+
+    def set_state(self, state: Any) -> None:
+        """In place. Go on from what `get_state` gave."""
+        batches: Any = self._batches
+        check(hasattr(batches, "set_state"), "the batches come of an iterator that has no set_state any more")
+        self._seen = []
+        batches.set_state(state)
 
     def in_order(self) -> Iterator[Any]:
         """The same."""

@@ -20,6 +20,17 @@ def set_seed(seed: int) -> None:
     _seed, _drawn = seed, 0
 
 
+def get_state() -> tuple[int, int]:
+    """The seed, and how often was drawn from it."""
+    return _seed, _drawn
+
+
+def set_state(state: tuple[int, int]) -> None:
+    """In place. Go on from what `get_state` gave."""
+    global _seed, _drawn
+    _seed, _drawn = state
+
+
 def next_streams(purpose: Purpose = Purpose.TRAIN) -> Streams:
     """Streams that nobody else has."""
     global _drawn

@@ -8,6 +8,7 @@ on later goes on exactly.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from workers.nn.callbacks import CallbackList, History, ProgbarLogger
 from workers.nn.feeding import Feed, as_feed, held_out, validation_parts, with_class_weight
 from workers.nn.local import LocalTraining
 from workers.nn.lookup import check
+from workers.nn.position import Fit, Position
 from workers.nn.tensor import Tensor, leaves, map_structure
 from workers.reports import results
 from workers.schedule import combine
@@ -91,49 +93,62 @@ class Trainer:
             {"verbose": verbose, "epochs": epochs, "steps": feed.steps},
         )
         self.stop_training = False
+        position = Position(initial_epoch)
+        fit = Fit(self, told, feed, position, seed)  # type: ignore[arg-type]  # a Model
         told.tell("on_train_begin", None)
-        logs: dict[str, float] = {}
-        for epoch in range(initial_epoch, epochs):
-            told.tell("on_epoch_begin", epoch, None)
-            logs = self._epoch(training, feed, told, microbatches)
-            every = validation_freq
-            due = (epoch + 1) % every == 0 if isinstance(every, int) else epoch + 1 in every
-            if validation is not None and due:
-                found = self._evaluate(validation, told)
-                logs |= {f"val_{name}": value for name, value in found.items()}
-            told.tell("on_epoch_end", epoch, logs)
-            if self.stop_training:
-                break
-        told.tell("on_train_end", logs)
+        with contextlib.ExitStack() as stack:
+            for keeper in told.keepers:
+                stack.enter_context(keeper.following(fit))
+            while position.epoch < epochs and not (self.stop_training and position.is_between_epochs):
+                epoch = position.epoch
+                if position.is_between_epochs:
+                    told.tell("on_epoch_begin", epoch, None)
+                logs = self._epoch(training, fit, microbatches)
+                every = validation_freq
+                due = (epoch + 1) % every == 0 if isinstance(every, int) else epoch + 1 in every
+                if validation is not None and due:
+                    found = self._evaluate(validation, told)
+                    logs |= {f"val_{name}": value for name, value in found.items()}
+                told.tell("on_epoch_end", epoch, logs)
+                position.end_epoch(logs)
+                for keeper in told.keepers:
+                    keeper.between(fit, epoch_ended=True)
+        told.tell("on_train_end", position.logs)
         return history
 
-    def _epoch(
-        self, training: LocalTraining | None, feed: Feed, told: CallbackList, microbatches: int
-    ) -> dict[str, float]:
-        """One pass over the data; the metrics over all of its samples."""
+    def _epoch(self, training: LocalTraining | None, fit: Fit, microbatches: int) -> dict[str, float]:
+        """The rest of a pass over the data; the metrics over all of its samples."""
         assert self.seed is not None
-        total: Sums | None = None
-        logs: dict[str, float] = {}
+        told, position = fit.told, fit.position
         begins, ends = told.listening("on_train_batch_begin"), told.listening("on_train_batch_end")
-        for metric in self.metrics:
-            metric.reset_state()
-        for number, batch in enumerate(feed.epoch(self._iterations(), self.seed)):
+        keepers = told.keepers
+        is_over = self.stop_training and not position.is_between_epochs
+        if position.is_between_epochs:
+            position.begin_epoch(self._iterations())
+            for metric in self.metrics:
+                metric.reset_state()
+        batches = fit.feed.epoch(position.first_step, self.seed, position.batch)
+        for batch in () if is_over else batches:
+            number, logs = position.batch, position.logs
             for callback in begins:
                 callback.on_train_batch_begin(number, logs)
             if training is None:
                 logs = {name: float(value) for name, value in self.train_step(batch).items()}
             else:
                 sums = training.step(batch, self.seed, microbatches)
-                total = sums if total is None else total + sums
+                sums = position.add(sums)
                 if ends:
-                    logs = results(training.reports, total)
+                    logs = results(training.reports, sums)
+            position.end_batch(logs)
             for callback in ends:
                 callback.on_train_batch_end(number, dict(logs))
+            for keeper in keepers:
+                keeper.between(fit, epoch_ended=False)
             if self.stop_training:
                 break
-        if training is not None and total is not None:
-            logs = results(training.reports, total)
-        return logs
+        if training is not None and position.sums is not None:
+            return results(training.reports, position.sums)
+        return position.logs
 
     def train_on_batch(
         self,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from workers.nn.callbacks.averaging import SwapEMAWeights
+from workers.nn.callbacks.backup import BackupAndRestore
 from workers.nn.callbacks.base import Callback, CallbackList
+from workers.nn.callbacks.checkpoints import ModelCheckpoint
 from workers.nn.callbacks.logs import CSVLogger, History, LambdaCallback
 from workers.nn.callbacks.progress import ProgbarLogger
 from workers.nn.callbacks.rates import LearningRateScheduler, ReduceLROnPlateau
 from workers.nn.callbacks.stopping import EarlyStopping, TerminateOnNaN
 
 __all__ = [
+    "BackupAndRestore",
     "CSVLogger",
     "Callback",
     "CallbackList",
@@ -17,6 +20,7 @@ __all__ = [
     "History",
     "LambdaCallback",
     "LearningRateScheduler",
+    "ModelCheckpoint",
     "ProgbarLogger",
     "ReduceLROnPlateau",
     "SwapEMAWeights",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from storage.errors import ConfigurationError
 from workers.nn.callbacks.base import Callback, Logs
@@ -18,6 +18,8 @@ class SwapEMAWeights(Callback):
     With `swap_on_epoch`, callbacks that come after this one see them at the end of an epoch too. Unlike in
     Keras 3.15, the weights are swapped back after `predict` as well.
     """
+
+    holds: ClassVar = ("_kept",)
 
     def __init__(self, swap_on_epoch: bool = False) -> None:
         super().__init__()

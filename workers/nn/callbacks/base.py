@@ -14,8 +14,10 @@ from workers.nn.lookup import check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from workers.nn.model import Model
+    from workers.nn.position import Fit
 
 Logs = dict[str, float]
 """The metrics so far, by name; those of validation begin with "val_"."""
@@ -33,6 +35,10 @@ class Callback:
 
     In a job each epoch may end on another worker: what is not named here is not remembered there.
     """
+
+    holds: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes of its state that are lists of arrays, or None; a job's have none but those of
+    `EarlyStopping`."""
 
     observes: ClassVar = False
     """Whether it only writes down what happens: that of a job is told where `orchestrator.fit` was called."""
@@ -102,6 +108,21 @@ class Callback:
         """It has ended."""
 
 
+class StateKeeper(Callback):
+    """Base of what keeps all that a training is made of; see `workers.nn.callbacks.backup`.
+
+    It is told when the training stands between two batches or epochs, after all other callbacks.
+    """
+
+    def following(self, fit: Fit) -> AbstractContextManager[None]:
+        """What holds while the training lasts; on entering, it may be put where an earlier one stood."""
+        raise NotImplementedError
+
+    def between(self, fit: Fit, *, epoch_ended: bool) -> None:
+        """The training stands between two batches, or with `epoch_ended` two epochs."""
+        raise NotImplementedError
+
+
 class CallbackList:
     """Several callbacks, told in order."""
 
@@ -122,8 +143,17 @@ class CallbackList:
         """Those that override the method `moment`; found once, as most have nothing to do with batches."""
         if moment not in self._of_batches:
             plain = getattr(Callback, moment)
-            self._of_batches[moment] = [c for c in self.callbacks if getattr(type(c), moment) is not plain]
+            self._of_batches[moment] = [
+                each
+                for each in self.callbacks
+                if getattr(getattr(each, moment), "__func__", None) is not plain
+            ]
         return self._of_batches[moment]
+
+    @property
+    def keepers(self) -> list[StateKeeper]:
+        """Those that keep the state of all."""
+        return [callback for callback in self.callbacks if isinstance(callback, StateKeeper)]
 
     def get_state(self) -> list[dict[str, Any]]:
         """The states of all, in order."""

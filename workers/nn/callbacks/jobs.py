@@ -10,7 +10,8 @@ import cloudpickle
 
 from storage.errors import ConfigurationError, UserCodeError
 from workers.course import Answer
-from workers.nn.callbacks.base import Callback, CallbackList
+from workers.nn.callbacks.base import Callback, CallbackList, StateKeeper
+from workers.nn.callbacks.checkpoints import ModelCheckpoint
 from workers.nn.callbacks.stopping import EarlyStopping, TerminateOnNaN
 from workers.nn.lookup import check
 from workers.nn.variables import Variable
@@ -43,6 +44,11 @@ def of_job(callbacks: Sequence[Callback]) -> list[Callback]:
         check(not callback.observes, f"{name} writes down what happens, which no worker sees: see `fit`")
         if isinstance(callback, TerminateOnNaN):
             continue
+        if isinstance(callback, ModelCheckpoint | StateKeeper):
+            raise ConfigurationError(
+                f"{name}: a job saves by itself, and goes on from there: give it checkpoints=Checkpoints(...)"
+                ", and save the model that comes of it"
+            )
         for moment in [m for m in dir(Callback) if m.startswith("on_") and m not in _MOMENTS]:
             if getattr(type(callback), moment) is not getattr(Callback, moment):
                 raise ConfigurationError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 from workers.nn.callbacks.base import Callback, Logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 class History(Callback):
@@ -40,7 +40,6 @@ class CSVLogger(Callback):
     """A line for each epoch in a CSV file, with the names of the metrics above. `append` goes on with a
     file."""
 
-    remembers: ClassVar = ("keys",)
     observes: ClassVar = True
 
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
@@ -49,34 +48,47 @@ class CSVLogger(Callback):
         self.separator = separator
         self.append = append
         self.keys: list[str] | None = None
-        self._file: TextIO | None = None
+        self._nbytes = 0
+
+    def get_state(self) -> dict[str, Any]:
+        """The names of the columns, and how long the file is."""
+        return {"keys": self.keys, "nbytes": self._nbytes}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """In place. Go on with the file, without the lines that were written after `get_state`."""
+        self.keys, self._nbytes = state["keys"], state["nbytes"]
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
-        """Open the file."""
-        exists = self.append and os.path.exists(self.filename) and os.path.getsize(self.filename) > 0
-        if exists:
+        """Look what is there; nothing is written before there is something to write."""
+        self._nbytes = 0
+        if self.append and os.path.exists(self.filename):
+            self._nbytes = os.path.getsize(self.filename)
+        if self._nbytes:
             with open(self.filename, encoding="utf-8", newline="") as file:
                 head = next(csv.reader(file, delimiter=self.separator), ["epoch"])
             self.keys = head[1:]
-        self._file = open(  # noqa: SIM115 open until the end of training
-            self.filename, "a" if self.append else "w", encoding="utf-8", newline=""
-        )
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Write a line."""
-        assert self._file is not None
-        writer = csv.writer(self._file, delimiter=self.separator)
-        if self.keys is None:
-            self.keys = sorted(logs or {})
-            writer.writerow(["epoch", *self.keys])
-        writer.writerow([epoch, *((logs or {}).get(key, "NA") for key in self.keys)])
-        self._file.flush()
+        with self._opened() as file:
+            writer = csv.writer(file, delimiter=self.separator)
+            if self.keys is None:
+                self.keys = sorted(logs or {})
+                writer.writerow(["epoch", *self.keys])
+            writer.writerow([epoch, *((logs or {}).get(key, "NA") for key in self.keys)])
+            self._nbytes = file.tell()
 
     def on_train_end(self, logs: Logs | None = None) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Leave a file, also where no epoch has ended."""
+        self._opened().close()
+
+    def _opened(self) -> TextIO:
+        """The file, without what an earlier training has written behind this one's lines."""
+        file = open(self.filename, "a", encoding="utf-8", newline="")  # noqa: SIM115 the caller closes it
+        if file.tell() > self._nbytes:
+            file.truncate(self._nbytes)
+            file.seek(self._nbytes)
+        return file
 
 
 class LambdaCallback(Callback):

@@ -22,6 +22,7 @@ class EarlyStopping(Callback):
     """
 
     remembers: ClassVar = ("wait", "best", "best_epoch", "stopped_epoch")
+    holds: ClassVar = ("best_weights",)
 
     def __init__(
         self,

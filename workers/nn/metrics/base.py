@@ -149,9 +149,15 @@ class Metric:
         self.update_state(*args, **kwargs)
         return self.result()
 
-    def _add(self, sums: Array) -> None:
+    def remade(self, shape: Sequence[int]) -> Variable:
+        """In place. The variable of the sums, as it is once samples were seen."""
         if self._state is None:
-            self._state = self.add_variable(sums.shape, dtype=np.float64, name="sums")
+            self._state = self.add_variable(shape, dtype=np.float64, name="sums")
+        return self._state
+
+    def _add(self, sums: Array) -> None:
+        self.remade(sums.shape)
+        assert self._state is not None
         if self._state.spec.shape != sums.shape:
             raise ConfigurationError(
                 f"metric {self.name!r} has seen predictions of another shape: reset it by making a new one"

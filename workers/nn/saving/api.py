@@ -8,8 +8,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from storage import families
 from storage.errors import ConfigurationError, CorruptCheckpoint
-from storage.files import is_file
+from storage.files import file_at, is_file
 from storage.store import check_url, open_store
 from storage.strict_json import parse
 from workers.nn.lookup import check
@@ -182,6 +183,15 @@ def load_weights(
         raise ConfigurationError(f"{url}: {found.name} is not loaded with {', '.join(sorted(unknown))}=")
     status: Status = load(model, url, skip_mismatch=skip_mismatch, by_name=by_name, **options)
     return status
+
+
+def delete(path: str | Path) -> None:
+    """Remove what `save` or `save_weights` has saved at a path, in whatever format; nothing is no error."""
+    url = _url(path)
+    if any(url.endswith(each.endings) for each in FORMATS) and is_file(url):
+        file_at(url).delete()
+    elif (kind := native.kind_at(url)) is not None:
+        families.delete(url, kind)
 
 
 def model_from_json(json_string: str, custom_objects: Mapping[str, Any] | None = None) -> Any:

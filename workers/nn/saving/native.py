@@ -53,7 +53,13 @@ _VARIABLE_FIELDS: dict[str, type | tuple[type, ...]] = {
 
 def recognises(path: str) -> bool:
     """Whether a model or weights were saved at `path` in this format."""
-    return kind_of(path) in (MODEL, WEIGHTS)
+    return kind_at(path) is not None
+
+
+def kind_at(path: str) -> str | None:
+    """Which of the two was saved at `path` in this format; None if neither was."""
+    kind = kind_of(path)
+    return kind if kind in (MODEL, WEIGHTS) else None
 
 
 def save_model(

@@ -64,9 +64,11 @@ def save(
     *,
     kept: Mapping[str, Any] | None = None,
     graph: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None,
+    generations: int = 1,
 ) -> None:
     """Save what lies below an object as the next generation of `path`, with a graph and its constants.
 
+    The newest `generations` stay.
     Raises ConfigurationError where there is nothing to save, or a state is no JSON; StorageError,
     CheckpointError and Superseded as `save_files` does.
     """
@@ -83,7 +85,7 @@ def save(
     if graph is not None:
         written[GRAPH] = documents.written(graph[0])
         arrays |= {f"{CONSTANTS}/{name}": np.asarray(array) for name, array in graph[1].items()}
-    save_files(path, CHECKPOINT, zarr_arrays.encode(arrays) | written)
+    save_files(path, CHECKPOINT, zarr_arrays.encode(arrays) | written, keep=generations)
 
 
 def open_stored(path: str) -> Stored:
