@@ -28,6 +28,7 @@ from workers.channel import address_for
 from workers.clouds import watch_clouds
 from workers.messages import Close
 from workers.notice import pass_on_notices
+from workers.output import redact_output
 from workers.worker import run_worker
 from workers.writer import run_writer
 
@@ -75,11 +76,17 @@ def _ending() -> Iterator[None]:
         timer.start()
 
 
+def _settle(environment: Mapping[str, str]) -> None:
+    """What an actor's process begins with."""
+    os.environ.update(environment)
+    redact_output()
+
+
 class HoldfastAgent:
     """The agent of a node; `run` serves in one thread while `tell` and `listen` are called in others."""
 
     def __init__(self, address: str, host: str, environment: dict[str, str]) -> None:
-        os.environ.update(environment)
+        _settle(environment)
         self._loop = AgentLoop(address, host=host)
 
     def run(self) -> None:
@@ -101,7 +108,7 @@ class HoldfastWorker:
     """A worker; `run` is its life."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        os.environ.update(environment)
+        _settle(environment)
 
     def run(self, address: str, rank: int, generation: int, source: bytes, folder: str) -> None:
         """Serve the agent; where `folder` exists, relative paths mean what they mean to the user."""
@@ -117,7 +124,7 @@ class HoldfastWriter:
     """The writer of a node; `run` is its life."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        os.environ.update(environment)
+        _settle(environment)
 
     def run(self, address: str, rank: int, generation: int) -> None:
         """Serve the agent."""

@@ -10,6 +10,7 @@ from workers.nn.callbacks.logs import CSVLogger, History, LambdaCallback
 from workers.nn.callbacks.progress import ProgbarLogger
 from workers.nn.callbacks.rates import LearningRateScheduler, ReduceLROnPlateau
 from workers.nn.callbacks.stopping import EarlyStopping, TerminateOnNaN
+from workers.nn.callbacks.tensorboard import TensorBoard
 
 __all__ = [
     "BackupAndRestore",
@@ -24,5 +25,6 @@ __all__ = [
     "ProgbarLogger",
     "ReduceLROnPlateau",
     "SwapEMAWeights",
+    "TensorBoard",
     "TerminateOnNaN",
 ]
