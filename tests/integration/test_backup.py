@@ -1,4 +1,4 @@
-"""`BackupAndRestore` in a process that is killed, or told to stop: the same fit again ends in the same bits."""
+"""`BackupAndRestore` in a process that is killed, or told to stop: the same fit ends in the same bits."""
 
 from __future__ import annotations
 
