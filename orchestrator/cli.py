@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator import configured, doctor, metrics_command, run_commands, submit_commands
+from orchestrator import configured, doctor, metrics_command, page_commands, run_commands, submit_commands
 from orchestrator.ckpt import Interrupted, RunDir, ckpt
 from orchestrator.configured import Config, Configured
 from orchestrator.model_commands import model
@@ -49,6 +49,7 @@ run_commands.register(app)
 configured.register(app)
 doctor.register(app)
 metrics_command.register(app)
+page_commands.register(app)
 submit_commands.register(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
