@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from storage.errors import ConfigurationError
@@ -20,10 +21,10 @@ class TensorBoard(Callback):
 
     `epoch_loss` and so on at the end of each epoch; with `update_freq` "batch", or a number of batches, also
     `batch_loss` in the course of it, by the optimizer's step. With `histogram_freq` the weights of every so
-    many epochs are written as histograms, with `write_steps_per_second` the speed. `write_graph`,
-    `write_images`, `profile_batch` and the embeddings are taken for Keras's sake: there are no such graphs
-    and profiles. A training that goes on adds a file, and without batches has TensorBoard discard what
-    earlier ones say of the epochs from where it begins. Source: Keras 3.
+    many epochs are written as histograms, with `write_steps_per_second` the speed. Images, profiles,
+    embeddings and the graph are not written; a warning says so where they are asked for. A training that
+    goes on adds a file, and without batches has TensorBoard discard what earlier ones say of the epochs from
+    where it begins. Source: Keras 3.
     """
 
     remembers: ClassVar = ("_step",)
@@ -54,6 +55,14 @@ class TensorBoard(Callback):
             type(histogram_freq) is int and histogram_freq >= 0,
             f"TensorBoard: histogram_freq={histogram_freq!r}: give a whole number of epochs, 0 for none",
         )
+        for name, asked in (
+            ("write_images", write_images),
+            ("profile_batch", profile_batch),
+            ("embeddings_freq", embeddings_freq),
+            ("embeddings_metadata", embeddings_metadata),
+        ):
+            if asked:
+                warnings.warn(f"TensorBoard: {name} is not written here", stacklevel=2)
         self.log_dir = os.fspath(log_dir)
         check("://" not in self.log_dir, f"TensorBoard: {self.log_dir}: give a directory of this machine")
         self.histogram_freq = histogram_freq

@@ -71,3 +71,5 @@ def test_mistakes_are_refused_when_it_is_made(tmp_path: Path) -> None:
         nn.callbacks.TensorBoard(tmp_path, update_freq=0)
     with pytest.raises(ConfigurationError, match="s3://b/logs: give a directory"):
         nn.callbacks.TensorBoard("s3://b/logs")
+    with pytest.warns(UserWarning, match="profile_batch is not written here"):
+        nn.callbacks.TensorBoard(tmp_path, profile_batch=2)
