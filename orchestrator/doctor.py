@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
 import typer
 
 from orchestrator.ckpt import AsJson  # noqa: TC001 typer reads it
+from orchestrator.submission import is_loopback
 from orchestrator.terminal import put
 from storage.errors import ConfigurationError, HoldfastError
 
@@ -144,6 +146,7 @@ def cluster(address: str) -> Iterator[Finding]:
 
 def server(what: str, address: str, status: int, answer: bytes, *, open_to_all: bool) -> Iterator[Finding]:
     """What the answer of a job server to the question for its version says."""
+    host = urlsplit(address).hostname or ""
     if status in (401, 403):
         advice = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds the cluster's token"
         yield Finding("fail", what, "it refuses this token" if _token() else "it asks for a token", advice)
@@ -160,26 +163,14 @@ def server(what: str, address: str, status: int, answer: bytes, *, open_to_all: 
         yield Finding("fail", what, f"version {theirs}, and {ours} here", f"pip install 'ray=={theirs}'")
     if not open_to_all:
         yield Finding("ok", what, "it asks for a token")
-    elif is_loopback(address):
+    elif is_loopback(host):
         yield Finding("ok", what, "it asks for no token, and is reached from this machine alone")
     else:
         advice = "start Ray with RAY_AUTH_MODE=token"
         yield Finding("warn", what, "whoever reaches it can run what they like: it asks for no token", advice)
-    if address.startswith("http://") and not is_loopback(address):
+    if address.startswith("http://") and not is_loopback(host):
         advice = "use https://, or a tunnel such as ssh -L or kubectl port-forward"
         yield Finding("warn", what, "what is sent, the token too, can be read on the way", advice)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address is one of this machine alone."""
-    from ipaddress import ip_address
-    from urllib.parse import urlsplit
-
-    host = urlsplit(address).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def doctor(

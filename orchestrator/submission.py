@@ -121,7 +121,7 @@ def check_address(address: str, environment: Mapping[str, str], *, insecure: boo
     if parts.query or parts.fragment:
         raise ConfigurationError(f"--address {address}: give it without ? and #")
     token = uses_token(environment)
-    if parts.scheme == "http" and not _is_loopback(host) and not token and not insecure:
+    if parts.scheme == "http" and not is_loopback(host) and not token and not insecure:
         hint = "RAY_AUTH_TOKEN is set, but RAY_AUTH_MODE=token is not: " if _has_token(environment) else ""
         raise ConfigurationError(
             f"--address {address} is another machine, without encryption or authentication: {hint}start the "
@@ -146,7 +146,8 @@ def _has_token(environment: Mapping[str, str]) -> bool:
     return bool(environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH"))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, by a name that others cannot have."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -58,20 +58,6 @@ def test_a_cluster_that_will_not_do_is_told(status: int, answer: bytes, text: st
     assert found.advice
 
 
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("http://127.0.0.1:8265", True),
-        ("http://[::1]:8265", True),
-        ("http://localhost:8265", True),
-        ("http://localhost.example.com:8265", False),
-        ("http://10.0.0.7:8265", False),
-    ],
-)
-def test_addresses_of_this_machine_alone(address: str, expected: bool) -> None:
-    assert doctor.is_loopback(address) is expected
-
-
 def test_little_shared_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     found: Any = None
     for nbytes, level in ((64 << 20, "warn"), (8 << 30, "ok")):
