@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +13,7 @@ from orchestrator.events import Note
 from orchestrator.notebook_display import html
 from orchestrator.tensorboard import TensorBoardEvents
 from storage.errors import ConfigurationError
+from tests.tensorboard_events import values_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,25 +63,6 @@ class Deaf:
     def progress(self, snapshot: Snapshot) -> None: ...
 
 
-def scalars(folder: Path) -> dict[tuple[str, int], float]:
-    """The scalars in a directory of events, as TensorBoard takes them: what is purged is gone."""
-    from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-not-found]
-
-    found: dict[tuple[str, int], float] = {}
-    for path in sorted(folder.iterdir()):
-        data = path.read_bytes()
-        while data:
-            length = int.from_bytes(data[:8], "little")
-            event: Any = Event.FromString(data[12 : 12 + length])
-            data = data[16 + length :]
-            if event.HasField("session_log"):
-                found = {key: value for key, value in found.items() if key[1] < event.step}
-            for value in event.summary.value:
-                assert (value.tag, event.step) not in found, f"{value.tag} stands twice at {event.step}"
-                found[value.tag, event.step] = value.simple_value
-    return found
-
-
 def test_events_of_tensorboard_have_each_step_once_also_after_going_back(tmp_path: Path) -> None:
     for first, last in ((1, 5), (3, 8)):
         with TensorBoardEvents(str(tmp_path), Deaf()) as events:
@@ -88,7 +70,7 @@ def test_events_of_tensorboard_have_each_step_once_also_after_going_back(tmp_pat
                 for _ in range(2):  # it is shown more often than there are steps
                     events.progress(Snapshot(step, 8, {"loss": step / first}, 2, 10.0))
             events.note(Note("evaluated", "", {"step": last, "metrics": {"val_loss": 0.5}}))
-    found = scalars(tmp_path)
+    found = values_in(tmp_path)
     losses = [found["loss", step] for step in range(1, 9)]
     assert losses == pytest.approx([1, 2, *(step / 3 for step in range(3, 9))])
     assert found["val_loss", 8] == 0.5

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from storage.errors import ConfigurationError
+from tests.tensorboard_events import values_in
 from workers import nn
 
 if TYPE_CHECKING:
@@ -24,27 +24,10 @@ def model() -> Any:
     return made
 
 
-def values(folder: Path) -> dict[tuple[str, int], Any]:
-    """What is in a directory of events: what is purged is gone, and nothing stands twice."""
-    found: dict[tuple[str, int], Any] = {}
-    for path in sorted(folder.iterdir()):
-        data = path.read_bytes()
-        while data:
-            length = int.from_bytes(data[:8], "little")
-            event: Any = Event.FromString(data[12 : 12 + length])
-            data = data[16 + length :]
-            if event.HasField("session_log"):
-                found = {key: value for key, value in found.items() if key[1] < event.step}
-            for value in event.summary.value:
-                assert (value.tag, event.step) not in found
-                found[value.tag, event.step] = value.histo if value.HasField("histo") else value.simple_value
-    return found
-
-
 def test_row_30_scalars_and_histograms_of_each_epoch(tmp_path: Path) -> None:
     board = nn.callbacks.TensorBoard(tmp_path, histogram_freq=2, write_steps_per_second=True)
     history = model().fit(X, Y, epochs=3, verbose=0, validation_data=(X, Y), callbacks=[board]).history
-    train, validation = values(tmp_path / "train"), values(tmp_path / "validation")
+    train, validation = values_in(tmp_path / "train"), values_in(tmp_path / "validation")
     for epoch in range(3):
         assert train["epoch_loss", epoch] == pytest.approx(history["loss"][epoch])
         assert validation["epoch_accuracy", epoch] == pytest.approx(history["val_accuracy"][epoch])
@@ -57,13 +40,13 @@ def test_row_30_of_a_training_that_goes_on_no_epoch_stands_twice(tmp_path: Path)
     made, board = model(), nn.callbacks.TensorBoard(tmp_path)
     made.fit(X, Y, 10, epochs=2, verbose=0, callbacks=[board])
     made.fit(X, Y, 10, epochs=3, initial_epoch=1, verbose=0, callbacks=[board])
-    assert [step for tag, step in values(tmp_path / "train") if tag == "epoch_loss"] == [0, 1, 2]
+    assert [step for tag, step in values_in(tmp_path / "train") if tag == "epoch_loss"] == [0, 1, 2]
 
 
 def test_row_30_batches_by_their_number(tmp_path: Path) -> None:
     board = nn.callbacks.TensorBoard(tmp_path, update_freq=3)
     model().fit(X, Y, 10, epochs=2, verbose=0, callbacks=[board])
-    assert {step for tag, step in values(tmp_path / "train") if tag == "batch_loss"} == {3, 6}
+    assert {step for tag, step in values_in(tmp_path / "train") if tag == "batch_loss"} == {3, 6}
 
 
 def test_mistakes_are_refused_when_it_is_made(tmp_path: Path) -> None:
