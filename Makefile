@@ -74,8 +74,9 @@ peers: $(PEERS_VENV)/.installed $(PEERS_TF_VENV)/.installed ## compare with othe
 e2e: $(E2E_VENV)/.installed ## run jobs on a Ray cluster as users do, into tests/e2e/RESULTS.md
 	$(E2E_VENV)/bin/python tests/record.py e2e
 
-bench: $(VENV)/.installed-test $(BENCH_VENV)/.installed ## measure, into tests/bench/RESULTS.md
-	$(BIN)/python tests/bench/run.py --peer-python $(BENCH_VENV)/bin/python
+bench: $(VENV)/.installed-test $(BENCH_VENV)/.installed $(PEERS_TF_VENV)/.installed ## measure, into tests/bench/RESULTS.md
+	$(BIN)/python tests/bench/run.py --peer-python $(BENCH_VENV)/bin/python \
+		--tensorflow-python $(PEERS_TF_VENV)/bin/python
 
 lock: ## choose the versions of all that is needed anew (needs uv)
 	$(UV) --no-config lock --upgrade --default-index https://pypi.org/simple

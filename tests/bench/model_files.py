@@ -1,4 +1,4 @@
-"""A model of 400 MB in the native format, beside the same bytes written and read raw."""
+"""Models' files: the native format beside raw files, Keras's and TensorFlow's beside the real ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
+import keras_files
 import numpy as np
+import tensorflow_files
 
 from workers import nn
 
@@ -35,6 +37,26 @@ def native(place: Path, options: argparse.Namespace) -> Rows:
         (f"{nbytes / 1e6:.0f} MB: save, of raw files + fsync (at most 1.3)", _ratio(saves)),
         ("load, every byte checked, of raw reads (at most 1.3)", _ratio(loads)),
     ]
+
+
+def of_keras(place: Path, options: argparse.Namespace) -> Rows:
+    """400 MB of weights in Keras's files, by us and by real Keras in turn; medians, ratios pair by pair."""
+    if not options.peer_python:
+        return [("Keras's files", "not measured: no --peer-python")]
+    mb, layers, rounds = (1, 2, 1) if options.tiny else (400, 20, 7)
+    return keras_files.measure(options.peer_python, place, mb, layers, rounds)
+
+
+def of_tensorflow(place: Path, options: argparse.Namespace) -> Rows:
+    """Reading a V2 checkpoint of 400 MB, every checksum verified, beside TensorFlow; medians."""
+    python = options.tensorflow_python
+    mb, rounds = (1, 1) if options.tiny else (400, 5)
+    found = tensorflow_files.measure(mb, rounds, python, str(place))
+    rows = [("ours", f"{found['ours_mbytes_per_s']:.0f} MB/s")]
+    if python is None:
+        return [*rows, ("TensorFlow", "not measured: no --tensorflow-python")]
+    rows.append(("TensorFlow", f"{found['tensorflow_mbytes_per_s']:.0f} MB/s"))
+    return [*rows, ("ours, of TensorFlow's speed (at least 0.5)", f"{found['ratio']:.2f}")]
 
 
 def _ratio(pairs: list[tuple[float, float]]) -> str:

@@ -158,6 +158,8 @@ BENCHMARKS = {
     "checkpoint-stall": checkpoint_stall,
     "checkpoint": checkpoint_files,
     "model-files": bench_models.native,
+    "keras-files": bench_models.of_keras,
+    "tensorflow-files": bench_models.of_tensorflow,
     "catalog": catalog,
     "first-step": first_step,
 }
@@ -170,6 +172,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--peer-python", help="interpreter of an environment with PyTorch")
+    parser.add_argument("--tensorflow-python", help="interpreter of an environment with TensorFlow")
     parser.add_argument("--dir", help="where to write: the disk that is measured")
     parser.add_argument("--tiny", action="store_true", help="only see that everything runs; writes nothing")
     options = parser.parse_args()
