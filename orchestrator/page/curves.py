@@ -1,4 +1,4 @@
-"""A long curve as few points that look the same: least and greatest of each stretch are kept. Pure."""
+"""A long curve as few points that look the same: the least and greatest of each stretch are kept. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -16,19 +16,6 @@ MOST = 1500
 
 VALIDATION = "val_"
 PACE = "steps_per_s"
-
-
-def on_line(
-    steps: NDArray[np.int64], attempts: NDArray[np.int64], bases: Mapping[int, int]
-) -> NDArray[np.bool_]:
-    """Which rows are of steps that count: not trained again from an earlier step by a later attempt.
-
-    `bases` has for each attempt the step that it went on from.
-    """
-    kept = np.ones(len(steps), bool)
-    for attempt, base in bases.items():
-        kept &= ~((attempts < attempt) & (steps > base))
-    return kept
 
 
 def thinned(

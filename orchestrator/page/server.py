@@ -28,6 +28,9 @@ COOKIE = "holdfast"
 ENTER = "/enter/"
 """What comes before the token in the address that lets a browser in."""
 
+HOSTS = ("127.0.0.1", "localhost", "[::1]")
+"""With any port: the way here may be one that ssh forwards."""
+
 FRESH_S = 1.0
 """A view is not made again before it is so old, whoever asks."""
 
@@ -38,6 +41,7 @@ HEADERS = {
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
 
@@ -51,7 +55,7 @@ class Guard:
     def __init__(self, app: ASGIApp, token: str, port: int) -> None:
         self._app = app
         self._token = token
-        self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
+        self._cookie = f"{COOKIE}-{port}"  # browsers do not tell ports apart
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""
@@ -64,17 +68,17 @@ class Guard:
         await (answer or self._app)(scope, receive, _with_headers(send))
 
     def _refusal(self, request: Request) -> Response | None:
-        if request.headers.get("host") not in self._hosts:
+        if request.headers.get("host", "").rpartition(":")[0] not in HOSTS:
             return PlainTextResponse("this page has another name", 400)
         if request.url.path.startswith(ENTER):
             if not self._is_token(request.url.path.removeprefix(ENTER)):
                 return PlainTextResponse("the token in the address is not that of this server", 403)
             answer = RedirectResponse("/", 303)
-            answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+            answer.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
             return answer
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            given = request.cookies.get(COOKIE, "")
+            given = request.cookies.get(self._cookie, "")
         if not self._is_token(given):
             return PlainTextResponse("open the address that `holdfast ui` has printed, with its token", 401)
         return None

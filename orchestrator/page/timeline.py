@@ -30,7 +30,6 @@ MOST_ATTEMPTS = 300
 MOST_LOG = 250
 LONGEST = 2000
 
-QUIET = {"prepared", "resources", "waiting", "epoch", "changed", "arithmetic", "peer", "found", "ray"}
 KINDS = {
     "replaced": "death",
     "missed": "death",
@@ -80,7 +79,6 @@ class _Story:
     lanes: dict[tuple[int, str, int], deque[_Span]] = field(default_factory=dict)
     marks: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MOST_MARKS))
     log: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MOST_LOG))
-    bases: dict[int, int] = field(default_factory=dict)
     last: float | None = None
 
 
@@ -92,8 +90,7 @@ def tell(entries: Iterable[Mapping[str, Any]], beat: Mapping[str, Any], *, runni
     - `attempts`: number, begin, end, after, status, step (the one it went on from);
     - `lanes`: node, role, rank and `spans` of begin, end, pid, how (it ended; "" if it is at work);
     - `marks` and `log`: time, kind, text, step, attempt;
-    - `parts`: [begin, end, from, to] of times that are shown, with their places between 0 and 1;
-    - `bases`: for each attempt the step that it went on from.
+    - `parts`: [begin, end, from, to] of times that are shown, with their places between 0 and 1.
     """
     story = _Story()
     for entry in entries:
@@ -112,7 +109,6 @@ def tell(entries: Iterable[Mapping[str, Any]], beat: Mapping[str, Any], *, runni
         "marks": [*story.marks],
         "log": [*story.log],
         "parts": parts,
-        "bases": story.bases,
     }
 
 
@@ -131,7 +127,7 @@ def _take(story: _Story, entry: Mapping[str, Any]) -> None:
     number = attempt.number if attempt is not None else 0
     match kind:
         case "based" if step is not None and attempt is not None:
-            attempt.step = story.bases[number] = step
+            attempt.step = step
         case "ready":
             _ready(story, entry, now)
         case "replaced" | "missed":
@@ -201,24 +197,34 @@ def _finish(story: _Story, beat: Mapping[str, Any], *, running: bool) -> None:
     if seen is not None and not newest.status:
         newest.end = max(newest.end or newest.begin, seen)
     end = newest.end or newest.begin
+    alive = _at_work(beat) if seen is not None else {}
+    for key, pid in alive.items():
+        spans = story.lanes.get(key)
+        if spans is None and len(story.lanes) < MOST_LANES:
+            spans = story.lanes[key] = deque(maxlen=MOST_SPANS)
+        if spans is not None and not (spans and (spans[-1].end is None or spans[-1].end > newest.begin)):
+            spans.append(_Span(newest.begin, pid))  # it was at work when this coordinator came
     if not running:
         _close_all(story, end, "ended with its attempt")
         return
     newest.status = "running"
-    alive = set()
-    for each in beat.get("processes", ()) if isinstance(beat.get("processes"), list) else ():
+    for key, spans in story.lanes.items():
+        if alive and key not in alive and spans and spans[-1].end is None:
+            spans[-1].end, spans[-1].how = end, "let go"
+
+
+def _at_work(beat: Mapping[str, Any]) -> dict[tuple[int, str, int], int | None]:
+    """The workers and writers that a sign of life names: node, role, rank -> process."""
+    listed = beat.get("processes")
+    found: dict[tuple[int, str, int], int | None] = {}
+    for each in listed if isinstance(listed, list) else ():
         try:
             key = (int(each["node"]), str(each["role"]), int(each["rank"]))
         except (KeyError, TypeError, ValueError):
             continue
-        if key[1] not in ("worker", "writer"):
-            continue
-        alive.add(key)
-        if key not in story.lanes and len(story.lanes) < MOST_LANES:
-            story.lanes[key] = deque([_Span(newest.begin, None)], maxlen=MOST_SPANS)
-    for key, spans in story.lanes.items():
-        if alive and key not in alive and spans and spans[-1].end is None:
-            spans[-1].end, spans[-1].how = end, "let go"
+        if key[1] in ("worker", "writer"):
+            found[key] = each["pid"] if type(each.get("pid")) is int else None
+    return found
 
 
 def _lane(key: tuple[int, str, int], spans: Sequence[_Span] | deque[_Span]) -> dict[str, Any]:

@@ -65,8 +65,15 @@ def test_the_server_lets_nobody_in_without_the_token_or_by_another_name(place: P
         status, headers, _ = get(url)
         assert (status, headers["location"]) == (303, "/")
         assert "HttpOnly" in headers["set-cookie"]
-        assert get(f"{base}/api/runs", Cookie=f"holdfast={token}")[0] == 200
-        assert get(f"{base}/api/runs", Host="evil.example:80", **bearer)[0] == 400
+        cookie = headers["set-cookie"].partition(";")[0]
+        assert cookie == f"holdfast-{base.rpartition(':')[2]}={token}", (
+            "servers on two ports share a browser's"
+        )
+        assert get(f"{base}/api/runs", Cookie=cookie)[0] == 200
+        for host in ("evil.example:80", "127.0.0.1.evil.example:80", "evil.example"):
+            assert get(f"{base}/api/runs", Host=host, **bearer)[0] == 400
+        for host in ("localhost:9999", "[::1]:9999"):
+            assert get(f"{base}/api/runs", Host=host, **bearer)[0] == 200, "as where ssh forwards a port"
         for path in (
             "/static/../view.py",
             "/static/%2e%2e%2fview.py",

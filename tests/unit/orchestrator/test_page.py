@@ -82,6 +82,25 @@ def test_what_is_at_work_has_no_end() -> None:
     assert told["attempts"][-1]["status"] == "running"
 
 
+def test_a_worker_that_was_at_work_when_the_coordinator_came_is_shown() -> None:
+    """Its `ready` was told to the one before, which was killed before it had written it down."""
+    story = [*STORY[:6], entry("began", 9, attempt=2, after="coordinator killed")]
+    beat = {
+        "attempt": 2,
+        "time": "2026-01-01T00:00:20+00:00",
+        "processes": [{"node": 0, "role": "worker", "rank": 1, "pid": 12}, {"node": None}, 5],
+    }
+    for running, end in ((True, None), (False, 20)):
+        told = timeline.tell(story, beat, running=running)
+        began = told["attempts"][0]["begin"]
+        lane = next(each for each in told["lanes"] if each["rank"] == 1)
+        shown = [
+            (each["pid"], each["begin"] - began, each["end"] and each["end"] - began)
+            for each in lane["spans"]
+        ]
+        assert shown == [(11, 1, 6), (12, 9, end)]
+
+
 def test_a_report_runs_its_own_scripts_alone_and_what_a_run_says_is_data() -> None:
     evil = "</script><script>alert(1)</script><!--"
     page = document.report({"name": evil, "run": {"error": evil}})
