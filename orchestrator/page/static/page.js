@@ -69,8 +69,11 @@
     return card;
   }
 
+  const inWords = (curve) => !curve.last ? `${curve.name} has no finite value`
+    : `${curve.name}: last ${number(curve.last[1])}, least ${number(curve.least[1])} at step ${number(curve.least[0])}, greatest ${number(curve.greatest[1])} at step ${number(curve.greatest[0])}`;
+
   function chart(name, series) {
-    const box = make("div", { class: "chart" });
+    const box = make("div", { class: "chart", role: "img", "aria-label": series.map(inWords).join("; ") });
     const card = make("section", { class: "card", "aria-label": `curve of ${name}` }, make("h2", {}, name === "steps_per_s" ? "steps/s" : name), box);
     const steps = [...new Set(series.flatMap((each) => each.steps))].sort((a, b) => a - b);
     const place = new Map(steps.map((step, i) => [step, i]));
@@ -116,9 +119,10 @@
     const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `${lanes.length} processes, ${told.marks.length} events` });
     svg.append(draw("text", { x: 0, y: 14 }, "attempts"), draw("text", { x: 0, y: 29 }, "events"));
     for (const each of told.attempts) {
-      const x = at(each.begin), bar = draw("rect", { class: "attempt", x, y: 4, width: Math.max(2, at(each.end ?? now) - x), height: 12, rx: 2 });
+      const x = at(each.begin), bar = draw("rect", { class: "attempt", x, y: 4, width: Math.max(2, at(each.end ?? now) - x - 2), height: 12, rx: 2 });
       bar.append(draw("title", {}, `attempt ${each.number}: ${each.status || "running"}, ${when(each.begin)}`));
       svg.append(bar);
+      if (at(each.end ?? now) - x > 24) svg.append(draw("text", { class: "inside", x: x + 5, y: 14 }, each.number));
     }
     lanes.forEach((lane, i) => {
       const y = top + i * row, nodes = new Set(lanes.map((each) => each.node)).size;
@@ -149,13 +153,14 @@
     if (!view.checkpoints.length) return card.append(make("p", { class: "quiet" }, "none yet")), card;
     const rows = view.checkpoints.map((each) => [number(each.step), number(each.attempt), bytes(each.nbytes),
       make("span", { class: each.status }, each.status), each.verified ? "every byte" : "–", each.pinned ? "yes" : "–",
-      each.created_at ? when(Date.parse(each.created_at) / 1000) : "–"]);
-    card.append(table(["step", "attempt", "size", "state", "verified", "pinned", "written"], rows, [0, 1, 2]));
+      each.created_at ? when(Date.parse(each.created_at) / 1000) : "–", each.reason]);
+    card.append(table(["step", "attempt", "size", "state", "verified", "pinned", "written", "what"], rows, [0, 1, 2]));
     return card;
   }
 
   function events(view) {
-    const rows = [...view.timeline.log].reverse().map((each) => [clock(each.time), number(each.step), each.text]);
+    const told = [...view.timeline.log].reverse(), days = told.length && told[0].time - told[told.length - 1].time > 43200;
+    const rows = told.map((each) => [(days ? when : clock)(each.time), number(each.step), each.text]);
     const card = make("section", { class: "card log" }, make("h2", {}, "Events"));
     card.append(rows.length ? table(["time", "step", "event"], rows, [1]) : make("p", { class: "quiet" }, "none yet"));
     return card;
