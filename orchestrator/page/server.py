@@ -31,8 +31,8 @@ ENTER = "/enter/"
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 """With any port: the way here may be one that ssh forwards."""
 
-FRESH_S = 1.0
-"""A view is not made again before it is so old, whoever asks."""
+FRESH_S, FRESH_TIMES = 1.0, 5
+"""A view is not made again before it is so old, or so many times as old as making it took, whoever asks."""
 
 HEADERS = {
     "content-security-policy": (
@@ -103,7 +103,7 @@ class Source:
     def __init__(self, url: str) -> None:
         self._url = url
         self._lock = threading.Lock()
-        self._kept: dict[str, tuple[float, Any]] = {}
+        self._kept: dict[str, tuple[float, Any]] = {}  # until when it is fresh
         run = RunDirectory(open_store(url))
         self.is_run = run.identity() is not None or run.newest_beat() is not None
         if not self.is_run and "://" not in run.store.url and not os.path.isdir(run.store.url):
@@ -136,10 +136,12 @@ class Source:
 
     def _fresh(self, key: str, make: Callable[[], Any]) -> Any:
         with self._lock:
-            at, value = self._kept.get(key, (0.0, None))
-            if not at or time.monotonic() - at > FRESH_S:
+            until, value = self._kept.get(key, (-1.0, None))
+            began = time.monotonic()
+            if began > until:
                 value = make()
-                self._kept[key] = (time.monotonic(), value)
+                took = time.monotonic() - began
+                self._kept[key] = (began + took + max(FRESH_S, FRESH_TIMES * took), value)
             return value
 
 

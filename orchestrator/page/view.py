@@ -31,7 +31,13 @@ def view_of(run: RunDirectory, name: str) -> dict[str, Any]:
     """
     problems: list[str] = []
     result, beat = read_status(run)
-    told = timeline.tell(run.journal(), beat, running=result.status == "running")
+    entries: list[dict[str, Any]] = []
+    for key in run.journals():
+        try:
+            entries += run.read_journal(key)
+        except HoldfastError as error:
+            problems.append(_line(str(error)))
+    told = timeline.tell(entries, beat, running=result.status == "running")
     try:
         found = curves_of(run.store.url)
     except HoldfastError as error:
