@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -96,7 +97,9 @@ def test_a_job_server_that_does_not_answer_is_named(place: Place) -> None:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A cluster with job server and token."""
+    """A cluster with job server and token, where Ray has one: `make e2e` has."""
+    if find_spec("aiohttp_cors") is None:
+        pytest.skip("Ray has no job server here: pip install 'holdfast[submit]'")
     made = Cluster(tmp_path, {})
     try:
         made.start()

@@ -89,8 +89,9 @@ def test_bash_is_told_what_can_follow(typed: str, offered: list[str]) -> None:
 
 
 def test_the_script_for_bash_completes_the_command_by_asking_it() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CALL, "--show-completion", "bash"],
+    asked = ["bash", "-c", '"$@"; exit $?', "bash", sys.executable, "-c", CALL, "--show-completion"]
+    done = subprocess.run(  # by a shell: which one it is for is found by who asks
+        asked,
         capture_output=True,
         text=True,
         timeout=60,
