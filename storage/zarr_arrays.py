@@ -20,6 +20,7 @@ from crc32c import crc32c
 from storage.bundle import Bundle, Content, check_keys
 from storage.errors import ConfigurationError, CorruptCheckpoint
 from storage.layout import DTYPES
+from storage.memory import aligned_empty
 from storage.naming import numpy_dtype
 from storage.strict_json import parse, printable
 from storage.zarr_format import CRC_NBYTES, DOCUMENT, group_document, groups_above, has_crc, slab_shape
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _CHUNK_NBYTES = 64 << 20
 _THREADS = 4
-_ALIGNMENT = 64
 _MAX_DOCUMENT_NBYTES = 1 << 16
 _MAX_ELEMENTS = 1 << 48
 _MAX_NDIM = 32
@@ -93,7 +93,7 @@ class StoredArray:
             key = _chunk_key(self.key, place)
             if key not in self.bundle or self.bundle.nbytes(key) != nbytes + CRC_NBYTES:
                 raise CorruptCheckpoint(f"{self.bundle.url}/{key} is not a chunk of {nbytes} bytes")
-        found = _aligned_empty(self.shape, self.dtype)
+        found = aligned_empty(self.shape, self.dtype)
         if len(parts) > 1:
             with ThreadPoolExecutor(_THREADS, "holdfast-chunk") as pool:
                 for _ in pool.map(lambda each: self._read(found, chunk, *each), parts):
@@ -117,14 +117,6 @@ class StoredArray:
             raise CorruptCheckpoint(f"{self.bundle.url}/{key}: wrong CRC")
         if not fits:
             inner[...] = piece[tuple(slice(0, n) for n in inner.shape)]
-
-
-def _aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Memory that begins at a multiple of 64 bytes, as computing wants it."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
 class StoredArrays(Mapping[str, StoredArray]):

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.memory import aligned_empty as aligned_empty  # what computes takes it from here
+
 Array = NDArray[Any]
 Shape = tuple[int, ...]
-
-
-def aligned_empty(shape: Shape, dtype: np.dtype[Any]) -> Array:
-    """An uninitialised C-ordered array that starts at a multiple of 64 bytes.
-
-    BLAS and SIMD kernels may add in another order where operands are aligned differently.
-    """
-    nbytes = math.prod(shape) * dtype.itemsize
-    raw = np.empty(nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def quiet() -> np.errstate:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.errors import ConfigurationError
+from storage.memory import ALIGNMENT
 from workers.nn import initializers, random
 from workers.nn.numerics import aligned_empty
 from workers.nn.tensor import FLOATX, Spec, Tensor, _Arithmetic
@@ -155,7 +156,7 @@ class Variable(_Arithmetic):
 
     def adopt(self, array: Array) -> None:
         """In place. `restore` a value that nobody else has: where there is none yet, it is not copied."""
-        fits = array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % 64 == 0
+        fits = array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGNMENT == 0
         fits = fits and array.shape == self.spec.shape and array.dtype.name == self.spec.dtype
         if self._array is None and fits:
             self._array = array
