@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.errors import ConfigurationError
+from storage.formats import safetensors_file
 from storage.layout import names_above
 from storage.naming import choose
 from storage.store import open_store
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 _PIECE_NBYTES = 8 << 20
 _PAUSES_S = (0.05, 0.1, 0.2, 0.4)  # a thread of zarr may be writing a chunk still when we are interrupted
 _CHUNK_NBYTES = 4 << 20  # of an exported Zarr array, at most
-_MAX_HEADER_NBYTES = 100_000_000  # that the safetensors library reads
 
 
 def export(checkpoint: CheckpointReader, target: str, names: Sequence[str] | None = None) -> list[str]:
@@ -191,23 +191,6 @@ def _refuse_names_below_others(names: Sequence[str]) -> None:
             raise ConfigurationError(f"{name} cannot be the name of a Zarr array: export to npz")
 
 
-_SAFETENSORS = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-
-
 def _write_safetensors(path: Path, checkpoint: CheckpointReader, names: Sequence[str]) -> None:
     """The format is the length of a header, the header in JSON, and the tensors one behind the other.
 
@@ -225,14 +208,14 @@ def _write_safetensors(path: Path, checkpoint: CheckpointReader, names: Sequence
             raise ConfigurationError(f"{name} cannot be the name of a tensor: choose others with --names")
         variable = checkpoint[name]
         header[name] = {
-            "dtype": _SAFETENSORS[str(variable.dtype)],
+            "dtype": safetensors_file.DTYPES[str(variable.dtype)],
             "shape": list(variable.shape),
             "data_offsets": [end, end + variable.nbytes],
         }
         end += variable.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > _MAX_HEADER_NBYTES:
+    if len(text) > safetensors_file.MAX_HEADER_NBYTES:
         raise ConfigurationError(
             f"{len(names)} names do not fit into a safetensors header: choose with --names"
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.errors import CorruptCheckpoint
+from storage.formats.hdf5 import HARMLESS_NBYTES, MAX_EXPANSION
 from storage.naming import numpy_dtype
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIGNATURE = b"PK\x03\x04"
-MAX_EXPANSION = 100
-HARMLESS_NBYTES = 256 << 20
-"""What a compressed file may become, unless it is no more than MAX_EXPANSION times as large."""
+"""Of a zip."""
 
 _ENDING = ".npy"
 _DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError, SyntaxError)

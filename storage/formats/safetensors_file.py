@@ -18,21 +18,24 @@ LENGTH_NBYTES = 8
 MAX_HEADER_NBYTES = 100_000_000
 """What the library reads."""
 
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
+DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
+"""What the format calls each type."""
+
+_NAMES = {code: name for name, code in DTYPES.items()}
 
 
 def written(arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -43,7 +46,7 @@ def written(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     given = {}
     for name, array in arrays.items():
         values = np.asarray(array)
-        if values.dtype.name not in _DTYPES.values() or name == "__metadata__":
+        if values.dtype.name not in DTYPES or name == "__metadata__":
             raise ConfigurationError(f"{name}: {values.dtype} cannot be kept as .safetensors")
         given[name] = np.ascontiguousarray(values).reshape(values.shape)
     found: bytes = save(given, metadata={"format": "np"})
@@ -59,9 +62,9 @@ def read(data: bytes, where: str) -> dict[str, NDArray[Any]]:
         raise CorruptCheckpoint(f"{where} is no .safetensors file, or is damaged: {exc}") from exc
     arrays = {}
     for name, entry in found:
-        if entry["dtype"] not in _DTYPES:
+        if entry["dtype"] not in _NAMES:
             raise CorruptCheckpoint(f"{where}: {name} is {entry['dtype']}, which cannot be read here")
-        dtype = numpy_dtype(_DTYPES[entry["dtype"]])
+        dtype = numpy_dtype(_NAMES[entry["dtype"]])
         arrays[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
     return arrays
 

@@ -92,7 +92,7 @@ def save(
     if not zipped:
         _save_directory(model, url, include_optimizer, save_format, signatures)
         return
-    found = _for_saving(url, save_format, models=True)
+    found = format_for(url, save_format, models=True)
     if found is None:
         given = None if signatures is None else _signatures(model, signatures)
         native.save_model(
@@ -125,7 +125,7 @@ def load_model(
     `custom_objects` are classes and functions by name. Raises ConfigurationError if there is none.
     """
     url = _url(path)
-    found = _for_loading(url)
+    found = format_at(url)
     if found is not None and not found.holds_models:
         why = getattr(found.load(), "why_no_model", None)
         raise ConfigurationError(
@@ -158,7 +158,7 @@ def save_weights(
         sharded_h5.save_weights(model, url, max_shard_size=max_shard_size)
         return
     url = _writable(path, overwrite=overwrite)
-    found = _for_saving(url, save_format, models=False)
+    found = format_for(url, save_format, models=False)
     module: Any = native if found is None else found.load()
     module.save_weights(model, url)
 
@@ -173,7 +173,7 @@ def load_weights(
     (the native one, .npz, .safetensors), so that `by_name` says nothing.
     """
     url = _url(path)
-    found = _for_loading(url)
+    found = format_at(url)
     if found is None:
         return native.load_weights(model, url, skip_mismatch=skip_mismatch, **options)
     load = found.load().load_weights
@@ -222,7 +222,7 @@ def _writable(path: str | Path, *, overwrite: bool) -> str:
     return url
 
 
-def _for_saving(url: str, save_format: str | None, *, models: bool) -> Format | None:
+def format_for(url: str, save_format: str | None, *, models: bool) -> Format | None:
     """The format to save in; None for the native one."""
     if save_format == "tf":
         return None
@@ -240,7 +240,7 @@ def _for_saving(url: str, save_format: str | None, *, models: bool) -> Format | 
     return next((each for each in named if url.endswith(each.endings)), named[0])
 
 
-def _for_loading(url: str) -> Format | None:
+def format_at(url: str) -> Format | None:
     """The format of what is there; None for the native one. ConfigurationError if nothing is."""
     found = next((each for each in FORMATS if each.load().recognises(url)), None)
     if found is None and is_file(url):

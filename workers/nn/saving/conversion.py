@@ -126,7 +126,7 @@ def kind_at(url: str) -> Kind:
         return CHECKPOINT
     if not is_file(place) and (own == _ARRAYS or (own is None and _is_run(url))):
         return RUN
-    found = api._for_loading(url)
+    found = api.format_at(url)
     if found is None:
         raise ConfigurationError(f"there is no model and no checkpoint at {url}")
     kind = _OTHERS[found.module]
@@ -148,7 +148,7 @@ def kind_for(url: str) -> Kind:
     """The format in which something is saved under a name: by its ending, else Holdfast's own."""
     if url.endswith(onnx.ENDING):
         return ONNX
-    found = api._for_saving(url, None, models=False)
+    found = api.format_for(url, None, models=False)
     return NATIVE if found is None else _OTHERS[found.module]
 
 
@@ -171,7 +171,7 @@ def arrays_at(url: str, kind: Kind) -> dict[str, Any]:
     if kind.module == f"{_SAVING}keras_file":
         from workers.nn.saving import keras_file
 
-        with hdf5.reading(url, keras_file._entries(url)[keras_file.WEIGHTS]) as found:
+        with hdf5.reading(url, keras_file.entries_of(url)[keras_file.WEIGHTS]) as found:
             return {name: np.asarray(array) for name, array in found.arrays.items()}
     with hdf5.reading(url) as found:
         return {name: np.asarray(array) for name, array in found.arrays.items()}
@@ -233,16 +233,16 @@ def convert(
         if kind is NATIVE and wanted is NATIVE:
             bundle = open_files(source)
             save_files(target, native.MODEL, {key: bundle.read(key) for key in bundle})
-            sizes = [math.prod(array.shape) for array in _weights(source, kind).values()]
+            weights = _weights(arrays_at(source, kind), kind)
+            sizes = [math.prod(array.shape) for array in weights.values()]
             return Converted(kind, wanted, (), (), sum(sizes))
         named = not kind.is_whole and kind.has_names and wanted.module in (_NPZ, _SAFETENSORS)
         if named and architecture is None:
-            weights = _weights(source, kind)
-            values = {name: np.asarray(array) for name, array in weights.items()}
+            arrays = arrays_at(source, kind)
+            values = {name: np.asarray(array) for name, array in _weights(arrays, kind).items()}
             write = npz.written if wanted.module == _NPZ else safetensors_file.written
             file_at(target).write(write(values))
-            all_of_it = len(weights) == len(arrays_at(source, kind))
-            lost: tuple[str, ...] = () if all_of_it else ("optimizer state",)
+            lost: tuple[str, ...] = () if len(values) == len(arrays) else ("optimizer state",)
             return Converted(kind, wanted, lost, (), sum(array.size for array in values.values()))
         model = _model(source, kind, architecture)
         if wanted is ONNX:
@@ -260,9 +260,8 @@ def convert(
     return Converted(kind, wanted, lost, notes, model.count_params())
 
 
-def _weights(source: str, kind: Kind) -> dict[str, Any]:
-    """The weights by the names of variables, without what belongs to an optimizer."""
-    found = arrays_at(source, kind)
+def _weights(found: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """Of the arrays of a place the weights, by the names of variables."""
     if kind is not RUN:
         return {name: array for name, array in found.items() if not name.startswith("optimizer/")}
     parameters = {name.removeprefix("params/"): a for name, a in found.items() if name.startswith("params/")}
@@ -279,7 +278,7 @@ def _model(source: str, kind: Kind, architecture: Callable[[], Any] | None) -> A
         )
     model = architecture()
     if kind in (RUN, CHECKPOINT):
-        status = named_arrays.restore(model, _weights(source, kind), source)
+        status = named_arrays.restore(model, _weights(arrays_at(source, kind), kind), source)
     else:
         status = api.load_weights(model, source)
     status.expect_partial()
@@ -298,8 +297,13 @@ def _present(model: Any, source: str, kind: Kind) -> list[str]:
     optimizer = model.optimizer
     if kind.is_whole and optimizer is not None:
         found.append("compile settings")
-    of_optimizer = any(name.startswith(("optimizer", "slots/")) for name in arrays_at(source, kind))
-    if (kind.is_whole and optimizer is not None and optimizer.built) or (not kind.is_whole and of_optimizer):
+    if kind.is_whole:
+        has_state = optimizer is not None and optimizer.built
+    else:
+        has_state = "optimizer state" in kind.holds and any(
+            name.startswith(("optimizer", "slots/")) for name in arrays_at(source, kind)
+        )
+    if has_state:
         found.append("optimizer state")
     if model.seed is not None:
         found.append("seed")

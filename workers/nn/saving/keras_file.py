@@ -18,6 +18,7 @@ from crc32c import crc32c
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing
 from storage.files import RangeReader, file_at, is_file
 from storage.formats import hdf5
+from storage.formats.npz import SIGNATURE
 from storage.strict_json import parse, printable
 from workers.nn.saving import weights_h5
 from workers.nn.saving.documents import KERAS_VERSION, MAX_DEPTH
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 MAX_CONFIG_NBYTES = 64 << 20
 _BELONG = "holdfast_files"
-_SIGNATURE = b"PK\x03\x04"
 MAX_ENTRIES = 10_000
 _ZIP64 = 1 << 31
 _DAMAGE = (
@@ -57,12 +57,12 @@ def recognises(path: str) -> bool:
     try:
         file = file_at(path)
         try:
-            start = file.read(0, len(_SIGNATURE))
+            start = file.read(0, len(SIGNATURE))
         except (ConfigurationError, ObjectMissing):
             start = b""
         if not start:  # a directory, or nothing
             return is_file(f"{path}/{CONFIG}") and is_file(f"{path}/{METADATA}")
-        if start != _SIGNATURE:
+        if start != SIGNATURE:
             return False
         source = RangeReader(file, file.info().nbytes)
     except (ObjectMissing, ConfigurationError):
@@ -143,7 +143,7 @@ def load_model(path: str, *, custom_objects: Mapping[str, Any] | None = None, co
     No code of the file is run. Raises CheckpointError if there is none, CorruptCheckpoint if it is damaged,
     ConfigurationError for classes that are not known.
     """
-    entries = _entries(path)
+    entries = entries_of(path)
     try:
         config = parse(entries[CONFIG], max_depth=MAX_DEPTH)
     except ValueError as exc:
@@ -156,7 +156,7 @@ def load_model(path: str, *, custom_objects: Mapping[str, Any] | None = None, co
 
 def load_weights(model: Model, path: str, *, skip_mismatch: bool = False, by_name: bool = False) -> Status:
     """In place. Give a built model the weights of the model in a file; places decide, not names."""
-    return _load(model, path, _entries(path), skip_mismatch=skip_mismatch)
+    return _load(model, path, entries_of(path), skip_mismatch=skip_mismatch)
 
 
 def _load(model: Model, path: str, entries: Mapping[str, bytes], *, skip_mismatch: bool = False) -> Status:
@@ -165,7 +165,7 @@ def _load(model: Model, path: str, entries: Mapping[str, bytes], *, skip_mismatc
         return weights_h5.restore(model, file, where, skip_mismatch=skip_mismatch)
 
 
-def _entries(path: str) -> dict[str, bytes]:
+def entries_of(path: str) -> dict[str, bytes]:
     """What is in the zip, unpacked only as far as it is as large as it says; or in the directory."""
     if not is_file(path) and is_file(f"{path}/{CONFIG}"):
         return _in_directory(path)
