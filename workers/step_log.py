@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from contextlib import suppress
 
 import numpy as np
@@ -24,7 +25,7 @@ class StepLog:
         self.path = path
         self._width = 2 + values
         self._rows = rows
-        self._new: list[Row] = []
+        self._new: deque[Row] = deque(maxlen=rows)  # where nobody takes any for long, the last ones
         nbytes = rows * self._width * 8
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         if os.fstat(self._fd).st_size != nbytes:  # a new one, or of a job with other metrics
@@ -35,8 +36,6 @@ class StepLog:
     def add(self, row: Row) -> None:
         """Keep the row of a step that was committed."""
         self._new.append(row)
-        if len(self._new) > self._rows:  # nobody has taken any for long
-            del self._new[0]
         with suppress(OSError):
             data = np.array(row, np.float64).tobytes()
             os.pwrite(self._fd, data, int(row[0]) % self._rows * self._width * 8)
@@ -47,11 +46,13 @@ class StepLog:
         table = np.frombuffer(data[: len(data) // (self._width * 8) * self._width * 8], np.float64)
         kept = table.reshape(-1, self._width)
         kept = kept[(kept[:, 0] > max(0, step - self._rows)) & (kept[:, 0] <= step)]
-        self._new = [tuple(row) for row in kept[np.argsort(kept[:, 0])].tolist()]
+        self._new.clear()
+        self._new.extend(tuple(row) for row in kept[np.argsort(kept[:, 0])].tolist())
 
     def take(self) -> list[Row]:
         """The rows since the last call, in the order of steps."""
-        rows, self._new = self._new, []
+        rows = [*self._new]
+        self._new.clear()
         return rows
 
     def close(self, *, remove: bool) -> None:
