@@ -19,6 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from orchestrator import configured, doctor, metrics_command, page_commands, run_commands, submit_commands
+from orchestrator.arguments import CpusPerWorker, Nodes, Parameters, Steps, Target, parameters_of, workers_of
 from orchestrator.ckpt import Interrupted, RunDir, ckpt
 from orchestrator.configured import Config, Configured
 from orchestrator.model_commands import model
@@ -136,9 +137,7 @@ def _result_only() -> Iterator[None]:
 
 @app.command(cls=Configured)
 def run(
-    target: Annotated[
-        str, typer.Argument(metavar="FILE[:NAME] | EXAMPLE", help="A job's file, or an example.")
-    ],
+    target: Target,
     run_dir: Annotated[
         str, typer.Option("--run-dir", metavar="URL", help="Where the run is kept: any fsspec URL.")
     ],
@@ -148,24 +147,19 @@ def run(
             "--workers", metavar="N | MIN:MAX", help="Workers to train with, or the fewest and most."
         ),
     ],
-    cpus_per_worker: Annotated[
-        float, typer.Option(metavar="C", help="CPUs that Ray reserves for each.")
-    ] = 1.0,
+    cpus_per_worker: CpusPerWorker = 1.0,
     runtime: Annotated[str, typer.Option(help="ray, or process: subprocesses of this machine.")] = "ray",
     address: Annotated[
         str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else a local Ray.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps to train, instead of the job's.")] = None,
+    steps: Steps = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, instead of the job's.")] = None,
     paranoid: Annotated[
         float | None, typer.Option(metavar="P", help="Share of microbatches to compute twice and compare.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
-    ] = None,
-    nodes: Annotated[int, typer.Option(metavar="N", help="Nodes to spread over at least.")] = 1,
+    settings: Parameters = None,
+    nodes: Nodes = 1,
     standby: Annotated[
         int,
         typer.Option(
@@ -194,7 +188,7 @@ def run(
     """
     from orchestrator import succession
 
-    wanted = _workers(workers)
+    wanted = workers_of(workers)
     if not succession.inherit():
         return succession.supervise()
     from orchestrator.display import make_display
@@ -202,7 +196,7 @@ def run(
     from orchestrator.jobs import JobSource, by_file
     from orchestrator.tensorboard import TensorBoardEvents
 
-    source = JobSource.parse(target, _pairs(settings or []))
+    source = JobSource.parse(target, parameters_of(settings))
     signal.signal(signal.SIGTERM, _terminate)
     with _result_only():
         job = _overridden(source.load(), steps, checkpoint_every, seed, paranoid)
@@ -233,25 +227,6 @@ def run(
     if error is not None:
         return error.exit_code if isinstance(error, HoldfastError) else 1
     return EXIT_CODES[result.status]
-
-
-def _workers(text: str) -> tuple[int, int]:
-    """The fewest and the most workers that `N` or `MIN:MAX` asks for."""
-    least, colon, most = text.partition(":")
-    try:
-        return int(least), int(most if colon else least)
-    except ValueError:
-        raise ConfigurationError(f"workers {text!r}: give a whole number, or MIN:MAX") from None
-
-
-def _pairs(settings: list[str]) -> dict[str, str]:
-    pairs = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name.isidentifier():
-            raise ConfigurationError(f"--set {setting}: give NAME=VALUE")
-        pairs[name] = value
-    return pairs
 
 
 def _overridden(
@@ -310,9 +285,7 @@ def costs_in_words(result: Result) -> list[str]:
 
 @app.command()
 def chaos(
-    target: Annotated[
-        str, typer.Argument(metavar="FILE[:NAME] | EXAMPLE", help="A job's file, or an example.")
-    ],
+    target: Target,
     faults: Annotated[
         str,
         typer.Option(
@@ -336,10 +309,7 @@ def chaos(
         str | None,
         typer.Option("--run-dir", metavar="URL", help="Where the runs are kept; else a temporary directory."),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
-    ] = None,
+    settings: Parameters = None,
     as_json: AsJson = False,
 ) -> int:
     """Run a job undisturbed, then under real faults, and tell whether anything was lost.
@@ -353,8 +323,8 @@ def chaos(
     from orchestrator.execution import RUNTIMES
     from orchestrator.jobs import JobSource
 
-    JobSource.parse(target, _pairs(settings or []))
-    _workers(workers)
+    JobSource.parse(target, parameters_of(settings))
+    workers_of(workers)
     if runtime not in RUNTIMES:
         raise ConfigurationError(f"there is no runtime {runtime!r}: give one of {', '.join(RUNTIMES)}")
     for option, value in (("--steps", steps), ("--count", count), ("--nodes", nodes)):
@@ -391,7 +361,7 @@ def scale(
     from orchestrator.requests import scale
     from orchestrator.status import open_run
 
-    least, most = _workers(workers)
+    least, most = workers_of(workers)
     scale(open_run(run_dir), least, most)
     if as_json:
         put(json.dumps({"run_dir": run_dir, "workers": [least, most]}))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.arguments import Parameters  # noqa: TC001 typer reads it
 from orchestrator.ckpt import AsJson, RunDir  # noqa: TC001 typer reads them
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError, RunAlive
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from orchestrator.result import Result
     from storage.run_directory import RunDirectory
+    from storage.store import Store
 
 Step = Annotated[
     int | None, typer.Option(metavar="N", help="Go on from the checkpoint of this step, not the latest.")
@@ -28,10 +30,6 @@ Workers = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps to train, instead of those before.")]
 Timeout = Annotated[float, typer.Option(metavar="S", help="Seconds to wait for its end.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function.")
-]
-
 STOP_S, KILL_S = 600.0, 30.0
 
 
@@ -76,18 +74,28 @@ def list_runs(
 
 
 def runs_below(parent: str) -> list[tuple[str, RunDirectory]]:
-    """The training runs directly below a directory, by name. Raises ConfigurationError if it is not there."""
-    from storage.run_directory import RunDirectory
+    """The training runs directly below a directory, by name."""
     from storage.store import open_store
 
     store = open_store(parent)
-    found = []
-    for name in store.children():
-        run = RunDirectory(open_store(f"{store.url}/{name}"))
-        identity = run.identity()
-        if identity is not None and "batch_size" in identity:  # not what `storage.save` has stored
-            found.append((name, run))
-    return found
+    return [(name, run) for name in store.children() if (run := _training_run(store, name)) is not None]
+
+
+def run_below(parent: str, name: str) -> RunDirectory | None:
+    """The training run of this name directly below a directory; None if there is none."""
+    from storage.store import open_store
+
+    store = open_store(parent)
+    return _training_run(store, name) if name in store.children() else None
+
+
+def _training_run(store: Store, name: str) -> RunDirectory | None:
+    from storage.run_directory import RunDirectory
+    from storage.store import open_store
+
+    run = RunDirectory(open_store(f"{store.url}/{name}"))
+    identity = run.identity()
+    return run if identity is not None and "batch_size" in identity else None  # else of `storage.save`
 
 
 def _as_json(name: str, result: Result | None, error: str) -> dict[str, Any]:
@@ -153,7 +161,7 @@ def resume(
     step: Step = None,
     workers: Workers = None,
     steps: Steps = None,
-    settings: Settings = None,
+    settings: Parameters = None,
     as_json: AsJson = False,
 ) -> int:
     """Go on with a run by the command that it was started with last.
@@ -178,7 +186,7 @@ def clone(
     step: Step = None,
     workers: Workers = None,
     steps: Steps = None,
-    settings: Settings = None,
+    settings: Parameters = None,
     as_json: AsJson = False,
 ) -> int:
     """Begin another run with a checkpoint of this one, and with other settings.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import submission as sub
+from orchestrator.arguments import CpusPerWorker, Nodes, Parameters, Steps, Target, parameters_of, workers_of
 from orchestrator.ckpt import AsJson  # noqa: TC001 typer reads it
 from orchestrator.configured import Config, Configured
 from orchestrator.terminal import put, say
@@ -39,9 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    target: Annotated[
-        str, typer.Argument(metavar="FILE[:NAME] | EXAMPLE", help="A job's file, or an example.")
-    ],
+    target: Target,
     address: Annotated[
         str, typer.Option(metavar="URL", help="The cluster's job server, as in http://127.0.0.1:8265.")
     ],
@@ -49,9 +48,7 @@ def submit(
         str, typer.Option("--run-dir", metavar="URL", help="Where the run is kept; all nodes must reach it.")
     ],
     workers: Annotated[str, typer.Option("--workers", metavar="N | MIN:MAX", help="As in `run`.")],
-    cpus_per_worker: Annotated[
-        float, typer.Option(metavar="C", help="CPUs that Ray reserves for each.")
-    ] = 1.0,
+    cpus_per_worker: CpusPerWorker = 1.0,
     name: Annotated[
         str | None, typer.Option(help="What to call the run; else the last part of its directory.")
     ] = None,
@@ -80,12 +77,9 @@ def submit(
     spot: Annotated[
         list[str] | None, typer.Option("--spot", metavar="K=V", help="Label of the nodes for the workers.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps to train, instead of the job's.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function."),
-    ] = None,
-    nodes: Annotated[int, typer.Option(metavar="N", help="Nodes to spread over at least.")] = 1,
+    steps: Steps = None,
+    settings: Parameters = None,
+    nodes: Nodes = 1,
     standby: Annotated[int, typer.Option(metavar="N", help="As in `run`.")] = 0,
     autoscale: Annotated[bool, typer.Option("--autoscale", help="As in `run`.")] = False,
     grace_period: Annotated[float | None, typer.Option(metavar="S", help="As in `run`.")] = None,
@@ -101,11 +95,10 @@ def submit(
 
     holdfast submit train.py --address http://127.0.0.1:8265 --run-dir s3://bucket/runs/digits --workers 2:8
     """
-    from orchestrator.cli import _pairs, _workers
     from storage.store import open_store
 
-    _workers(workers)
-    _pairs(settings or [])
+    workers_of(workers)
+    parameters_of(settings)
     address = sub.check_address(address, os.environ, insecure=insecure)
     if retries < 0:
         raise ConfigurationError(f"--retries {retries}: give 0 or more")

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from orchestrator.page import document, view
-from orchestrator.run_commands import runs_below
+from orchestrator.run_commands import run_below
 from storage.errors import ConfigurationError, HoldfastError
 from storage.run_directory import RunDirectory
 from storage.store import open_store
@@ -129,7 +129,7 @@ class Source:
     def _named(self, name: str) -> RunDirectory | None:
         if self.is_run:
             return RunDirectory(open_store(self._url)) if name == self._name() else None
-        return dict(runs_below(self._url)).get(name)
+        return run_below(self._url, name)
 
     def _name(self) -> str:
         return self._url.rstrip("/").rpartition("/")[2] or "run"

@@ -1,0 +1,37 @@
+"""What several commands take: a job, its parameters, and numbers of workers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from storage.errors import ConfigurationError
+
+Target = Annotated[str, typer.Argument(metavar="FILE[:NAME] | EXAMPLE", help="A job's file, or an example.")]
+Parameters = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the job's function.")
+]
+Steps = Annotated[int | None, typer.Option(help="Steps to train, instead of the job's.")]
+CpusPerWorker = Annotated[float, typer.Option(metavar="C", help="CPUs that Ray reserves for each.")]
+Nodes = Annotated[int, typer.Option(metavar="N", help="Nodes to spread over at least.")]
+
+
+def workers_of(text: str) -> tuple[int, int]:
+    """The fewest and the most workers that `N` or `MIN:MAX` asks for; ConfigurationError for others."""
+    least, colon, most = text.partition(":")
+    try:
+        return int(least), int(most if colon else least)
+    except ValueError:
+        raise ConfigurationError(f"workers {text!r}: give a whole number, or MIN:MAX") from None
+
+
+def parameters_of(given: list[str] | None) -> dict[str, str]:
+    """The parameters that `--set NAME=VALUE` gives, by name. ConfigurationError for anything else."""
+    found = {}
+    for setting in given or ():
+        name, equals, value = setting.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigurationError(f"--set {setting}: give NAME=VALUE")
+        found[name] = value
+    return found
