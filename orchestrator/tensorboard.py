@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import ConfigurationError
+from workers.event_files import EventFiles
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -23,15 +22,7 @@ class TensorBoardEvents:
     """
 
     def __init__(self, directory: str, observer: Observer) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as exc:
-            raise ConfigurationError(
-                "TensorBoard's events need tensorboardX: pip install 'holdfast[tensorboard]'"
-            ) from exc
-        if "://" in directory:
-            raise ConfigurationError(f"--tensorboard {directory}: give a directory of this machine")
-        self._make = SummaryWriter
+        self._files = EventFiles("--tensorboard", directory)
         self._directory = directory
         self._observer = observer
         self._writer: Any = None
@@ -63,8 +54,7 @@ class TensorBoardEvents:
 
     def _write(self, metrics: dict[str, Any], step: int) -> None:
         if self._writer is None:
-            own = f".{time.time_ns()}"  # two that start in one second write to two files
-            self._writer = self._make(self._directory, purge_step=step, filename_suffix=own)
+            self._writer = self._files.writer(self._directory, step)
         for name, value in metrics.items():
             if isinstance(value, int | float) and math.isfinite(value):
                 self._writer.add_scalar(name, value, step)

@@ -8,7 +8,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from storage.errors import ConfigurationError
+from workers.event_files import EventFiles
 from workers.nn.callbacks.base import Callback, Logs
 from workers.nn.lookup import check
 
@@ -43,12 +43,8 @@ class TensorBoard(Callback):
         embeddings_metadata: Any = None,
     ) -> None:
         super().__init__()
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as exc:
-            raise ConfigurationError(
-                "TensorBoard needs tensorboardX: pip install 'holdfast[tensorboard]'"
-            ) from exc
+        self.log_dir = os.fspath(log_dir)
+        self._files = EventFiles("TensorBoard:", self.log_dir)
         fits = update_freq in ("epoch", "batch") or (type(update_freq) is int and update_freq >= 1)
         check(fits, f'TensorBoard: update_freq={update_freq!r}: give "epoch", "batch" or a number from 1')
         check(
@@ -63,12 +59,9 @@ class TensorBoard(Callback):
         ):
             if asked:
                 warnings.warn(f"TensorBoard: {name} is not written here", stacklevel=2)
-        self.log_dir = os.fspath(log_dir)
-        check("://" not in self.log_dir, f"TensorBoard: {self.log_dir}: give a directory of this machine")
         self.histogram_freq = histogram_freq
         self.write_steps_per_second = write_steps_per_second
         self.update_freq = 1 if update_freq == "batch" else update_freq
-        self._make = SummaryWriter
         self._writers: dict[str, Any] = {}
         self._step = 0
         self._began: tuple[float, int] = (0.0, 0)
@@ -116,10 +109,9 @@ class TensorBoard(Callback):
 
     def _writer(self, part: str, at: int) -> Any:
         if part not in self._writers:
-            own = f".{time.time_ns()}"  # two that start in one second write to two files
             folder = os.path.join(self.log_dir, part)
             purged = at if self.update_freq == "epoch" else None  # batches and epochs count differently
-            self._writers[part] = self._make(folder, purge_step=purged, filename_suffix=own)
+            self._writers[part] = self._files.writer(folder, purged)
         return self._writers[part]
 
     def _close(self) -> None:
