@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator import configured, doctor, metrics_command, page_commands, run_commands, submit_commands
+from orchestrator import (
+    configured,
+    doctor,
+    logs_command,
+    metrics_command,
+    page_commands,
+    run_commands,
+    submit_commands,
+)
 from orchestrator.arguments import CpusPerWorker, Nodes, Parameters, Steps, Target, parameters_of, workers_of
 from orchestrator.ckpt import Interrupted, RunDir, ckpt
 from orchestrator.configured import Config, Configured
@@ -49,6 +57,7 @@ app.add_typer(model, name="model")
 run_commands.register(app)
 configured.register(app)
 doctor.register(app)
+logs_command.register(app)
 metrics_command.register(app)
 page_commands.register(app)
 submit_commands.register(app)

@@ -14,6 +14,7 @@ from orchestrator.events import Note, Status
 from orchestrator.failures import classify, in_short
 from orchestrator.identity import check_identity, full_identity
 from orchestrator.life import own_life
+from orchestrator.log_writer import LogWriter
 from orchestrator.machine import Phase, State
 from orchestrator.metrics import MetricsWriter
 from orchestrator.requests import Requests
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from orchestrator.spec import Job
     from storage.run_directory import Attempt, RunDirectory
     from workers.faults import Fault
+    from workers.lines import Line
 
 P = ParamSpec("P")
 
@@ -140,6 +142,7 @@ class Coordinator:
         self._began = self._waiting_since = self._clock()
         self._fault: Fault | None = None
         self._metrics = MetricsWriter(run.store, attempt.number, attempt.nonce)
+        self._logs = LogWriter(run.store, attempt.number, attempt.nonce)
 
     def run(self) -> State:
         """Run the attempt to its end; every process has ended when this returns."""
@@ -148,7 +151,7 @@ class Coordinator:
             try:
                 self._records.keep(strict=True)
                 self._requests = Requests(self._run)
-                self._records.follow(self.sign, self._look_for_requests, self._store_metrics)
+                self._records.follow(self.sign, self._look_for_requests, self._store)
                 self._places = dict(self._runtime.places(self._settings.with_standby(self._settings.most)))
                 self._handle(self._begin())
                 while self.state.phase is not Phase.ENDED:
@@ -232,6 +235,8 @@ class Coordinator:
 
     def _follow(self, progresses: Mapping[int, m.Progress]) -> None:
         """Where training is: at the step that all nodes have made; it never goes back while a node lives."""
+        for node, progress in progresses.items():
+            self._hear_output(node, progress.lines)
         mine = [progresses[node] for node in self.state.members if node in progresses]
         if not mine:
             return
@@ -257,14 +262,21 @@ class Coordinator:
             case e.NodeLost(node):
                 self._processes = {key: pid for key, pid in self._processes.items() if key[0] != node}
 
-    def _store_metrics(self, *, last: bool = False) -> None:
-        """Store what was measured, if that is due; training needs none of it."""
-        try:
-            self._metrics.store(self._clock(), last=last)
-        except (StorageError, ConfigurationError) as error:
-            if last or not self._metrics.complained:
-                self._observer.note(Note("storage", f"the metrics could not be stored: {error}", {}))
-            self._metrics.complained = True
+    def _hear_output(self, node: int, lines: Sequence[Line]) -> None:
+        """What processes of a node print; shown to whoever does not see them print it."""
+        for line in self._logs.take(node, lines):
+            if self._runtime.is_silent and not line.again:
+                self._observer.note(Note("output", f"{line.role} {line.rank}: {line.text}", {}))
+
+    def _store(self, *, last: bool = False) -> None:
+        """Store what was measured and printed, if that is due; training needs none of it."""
+        for what, writer in (("metrics", self._metrics), ("logs", self._logs)):
+            try:
+                writer.store(self._clock(), last=last)
+            except (StorageError, ConfigurationError) as error:
+                if last or not writer.complained:
+                    self._observer.note(Note("storage", f"the {what} could not be stored: {error}", {}))
+                writer.complained = True
 
     def _mention_waiting(self) -> None:
         """Nobody should look at a run that waits for workers without being told."""
@@ -276,7 +288,7 @@ class Coordinator:
 
     def _end(self) -> None:
         """End every process. The arenas go when nobody will need them again."""
-        self._store_metrics(last=True)  # before the memory goes, which holds them, too
+        self._store(last=True)  # before the memory goes, which holds them, too
         close = m.Close(remove=self._stored())
         commands: list[tuple[int, m.Command]] = [(node, close) for node in sorted(self.state.nodes)]
         try:

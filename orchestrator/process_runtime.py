@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from glob import glob
 from typing import TYPE_CHECKING
 
 from orchestrator.events import Exited, Heard, NodeLost, Place
@@ -20,7 +21,8 @@ from workers.arithmetic import single_threaded_environment
 from workers.channel import Channel, address_for, connect
 from workers.main import resolve
 from workers.messages import Lost
-from workers.processes import Watch
+from workers.output import SPOOL
+from workers.processes import Watch, shared_memory_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,6 +74,8 @@ class ProcessRuntime:
     Agents have names made of `invocation`, which the coordinators of one `holdfast run` share: a successor
     finds the agents of the one before it. They end with `supervisor`.
     """
+
+    is_silent = False
 
     def __init__(self, source: bytes, nodes: int, invocation: str, supervisor: ProcessId) -> None:
         self._source = source
@@ -250,6 +254,9 @@ class ProcessRuntime:
                 child.process.wait()
         self._children.clear()
         self._agents.clear()
+        for path in glob(f"{shared_memory_directory()}/holdfast-{self._invocation}-*{SPOOL}*"):
+            with suppress(OSError):  # of processes that came to no agent with an arena
+                os.unlink(path)
 
 
 def _name(invocation: str, node: int, generation: int) -> str:

@@ -28,7 +28,7 @@ from workers.channel import address_for
 from workers.clouds import watch_clouds
 from workers.messages import Close
 from workers.notice import pass_on_notices
-from workers.output import redact_output
+from workers.output import keep_output, redact_output
 from workers.worker import run_worker
 from workers.writer import run_writer
 
@@ -76,6 +76,17 @@ def _ending() -> Iterator[None]:
         timer.start()
 
 
+@contextmanager
+def _kept(address: str, role: str, rank: int, generation: int) -> Iterator[None]:
+    """The life of a worker or writer, whose output the agent hands on."""
+    output = keep_output(address, role, rank, generation)
+    try:
+        yield
+    except TimeoutError:  # there is no agent any more
+        output.discard()
+        raise
+
+
 def _settle(environment: Mapping[str, str]) -> None:
     """What an actor's process begins with."""
     os.environ.update(environment)
@@ -86,8 +97,9 @@ class HoldfastAgent:
     """The agent of a node; `run` serves in one thread while `tell` and `listen` are called in others."""
 
     def __init__(self, address: str, host: str, environment: dict[str, str]) -> None:
-        _settle(environment)
-        self._loop = AgentLoop(address, host=host)
+        os.environ.update(environment)
+        output = keep_output(address, "agent", 0, 0)
+        self._loop = AgentLoop(address, host=host, show=output.show)
 
     def run(self) -> None:
         """Serve until closed."""
@@ -116,7 +128,7 @@ class HoldfastWorker:
             os.chdir(folder)
         pass_on_notices(address, f"worker {rank}")
         settle_arithmetic()
-        with _ending():
+        with _ending(), _kept(address, "worker", rank, generation):
             run_worker(address, rank, generation, source)
 
 
@@ -129,7 +141,7 @@ class HoldfastWriter:
     def run(self, address: str, rank: int, generation: int) -> None:
         """Serve the agent."""
         pass_on_notices(address, f"writer {rank}")
-        with _ending():
+        with _ending(), _kept(address, "writer", rank, generation):
             run_writer(address, rank, generation)
 
 
@@ -160,6 +172,8 @@ class _Agent:
 
 class RayRuntime:
     """Agents, writers and workers as actors on the nodes of a cluster."""
+
+    is_silent = True
 
     def __init__(
         self,

@@ -23,6 +23,9 @@ START_S = 60.0
 class Runtime(Protocol):
     """Starts and watches processes on nodes, and carries messages to their agents."""
 
+    is_silent: bool
+    """Whether what the processes print does not reach this process's standard error by itself."""
+
     def places(self, wanted: int) -> Mapping[int, Place]:
         """The nodes that can take part now; where nodes can be added, they are asked for `wanted` workers."""
 

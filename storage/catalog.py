@@ -19,6 +19,7 @@ CHECKPOINTS = "checkpoints"
 ATTEMPTS = "attempts"
 JOURNAL = "journal"
 METRICS = "metrics"
+LOGS = "logs"
 QUARANTINE = "quarantine"
 PINS = "pins"
 VERIFIED = "verified"
@@ -35,6 +36,7 @@ MAX_ATTEMPT = 10**8 - 1
 _DIRECTORY = re.compile(rf"{CHECKPOINTS}/step-([0-9]{{12}})-a([0-9]{{8}})-([0-9a-f]{{8,32}})")
 _ATTEMPT = re.compile(rf"{ATTEMPTS}/([0-9]{{8}})-([0-9a-f]{{8,32}})(\.base|\.alive)?\.json")
 _METRICS = re.compile(rf"{METRICS}/a([0-9]{{8}})-([0-9a-f]{{8,32}})-([0-9]{{12}})-([0-9]{{12}})\.parquet")
+_LOGS = re.compile(rf"{LOGS}/a([0-9]{{8}})-[0-9a-f]{{8,32}}-[0-9]{{6}}\.jsonl")
 _JOURNAL = re.compile(rf"{JOURNAL}/a([0-9]{{8}})-([0-9a-f]{{8,32}})\.jsonl")
 
 
@@ -112,6 +114,17 @@ def parse_metrics(key: str) -> tuple[int, int, int] | None:
     return (int(match[1]), int(match[3]), int(match[4])) if match else None
 
 
+def logs_key(number: int, nonce: str, part: int) -> str:
+    """Key of a part of what the processes of an attempt printed."""
+    return f"{LOGS}/a{number:08d}-{nonce}-{part:06d}.jsonl"
+
+
+def parse_logs(key: str) -> int | None:
+    """The attempt that stored a part of the logs; None for any other key."""
+    match = _LOGS.fullmatch(key)
+    return int(match[1]) if match else None
+
+
 def divergence_key(step: int, attempt: int) -> str:
     """Key of what is kept of a divergence at a step."""
     return f"divergence/step-{step:012d}-a{attempt:08d}.json"
@@ -120,6 +133,13 @@ def divergence_key(step: int, attempt: int) -> str:
 def journals(keys: Iterable[str]) -> list[str]:
     """The keys that are journals, by attempt."""
     return sorted(key for key in keys if _JOURNAL.fullmatch(key))
+
+
+def attempt_of_journal(key: str) -> int:
+    """The attempt of a journal's key."""
+    match = _JOURNAL.fullmatch(key)
+    assert match is not None, key
+    return int(match[1])
 
 
 def record_key(kind: str, directory: str) -> str:

@@ -58,7 +58,7 @@ def _is_mapped(path: Path) -> bool:
     """Whether a living process uses the file: then it belongs to somebody else's run on this machine."""
     for process in psutil.process_iter():
         try:
-            if any(each.path == str(path) for each in process.memory_maps()):
+            if any(each.path == str(path) for each in [*process.memory_maps(), *process.open_files()]):
                 return True
         except (psutil.Error, OSError):
             pass

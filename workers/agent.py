@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 
 from storage.errors import Superseded
 from workers.channel import Channel, accept, listen, wait_readable
-from workers.messages import Close, Command, EpochEnded, Event, Lost, Missed, Progress
+from workers.messages import Close, Command, EpochEnded, Event, Lost, Missed, Prepare, Progress
 from workers.processes import ProcessId, Watch, is_alive
+from workers.spools import Spools
 from workers.step_log import ROWS
 from workers.training import Training
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from workers.faults import Fault
     from workers.step_log import Row
@@ -73,7 +74,8 @@ class AgentLoop:
     """Serves workers, writers and one coordinator after another until closed or left alone for `lease_s`.
 
     Other nodes reach it at `host`. Where `supervisor` is a process of this machine, without which no
-    successor will come, the lease ends with it.
+    successor will come, the lease ends with it. What processes print by other means than Python's streams is
+    given to `show`.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class AgentLoop:
         lease_s: float = LEASE_S,
         supervisor: ProcessId | None = None,
         fault: Fault | None = None,
+        show: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.address = address
         self._fault = fault
@@ -97,6 +100,7 @@ class AgentLoop:
         self._outbox: list[Event] = []
         self._progress = Progress()
         self._rows: deque[Row] = deque(maxlen=2 * ROWS)
+        self._spools = Spools(address, show)
         self._last_word = 0.0
         self._closed = False
         self._remove_arena = False
@@ -125,7 +129,8 @@ class AgentLoop:
             self._serve(attempt)  # if another came meanwhile, it is told and not this one
             events, self._outbox = self._outbox, []
             rows, self._rows = tuple(self._rows), deque(maxlen=2 * ROWS)
-            return events, replace(self._progress, rows=rows)
+            progress = replace(self._progress, rows=rows)
+        return events, replace(progress, lines=self._spools.take())
 
     def _serve(self, attempt: int) -> None:
         if attempt < self._attempt:
@@ -135,6 +140,7 @@ class AgentLoop:
                 self._outbox = [*map(Missed, self._deaths), *self._epochs]
                 self._rows.clear()  # they are given again when training has begun
             self._attempt = attempt
+            self._spools.serve(attempt)
         self._last_word = time.monotonic()
 
     def _call(self) -> None:
@@ -169,7 +175,8 @@ class AgentLoop:
         finally:
             listener.close()
             self._end_everyone()
-            self._training.release(remove_arena=self._remove_arena)
+            removed = self._training.release(remove_arena=self._remove_arena)
+            self._spools.close(remove=removed)
             with self._condition:
                 self._closed = True
                 self._condition.notify_all()
@@ -226,6 +233,8 @@ class AgentLoop:
                 self._closed = True
                 return
             self._training.obey(command)
+            if isinstance(command, Prepare):
+                self._spools.belong_to(self._training.arena_path)
         self._training.listen()
 
     def _read(self, peer: _Connection) -> None:

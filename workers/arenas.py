@@ -12,13 +12,14 @@ from glob import escape as glob_escape
 from glob import glob
 
 from storage.errors import InfrastructureError
+from workers.output import SPOOL
 from workers.processes import ProcessId, end_process, is_alive, shared_memory_directory
 from workers.state import Arena, ArenaSpec, possible_writers
 
 KEPT_S = 24 * 3600.0
 """Seconds that the memory of a killed run is kept after its last step, for whoever resumes it."""
 
-_ARENA = re.compile(r"(holdfast-([0-9A-Za-z-]{1,64})(?:\.[0-9]+)?)(\.new|\.parts|\.steps)?")
+_ARENA = re.compile(r"(holdfast-([0-9A-Za-z-]{1,64})(?:\.[0-9]+)?)(\.new|\.parts|\.steps|\.log-[a-z0-9-]+)?")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -99,8 +100,9 @@ def discard_arena(place_id: str, step: int) -> None:
         commit = arena.committed()
         if commit is None or commit.step <= step:
             arena.remove()
-            with suppress(FileNotFoundError):
-                os.unlink(steps_path(path))
+            for beside in (steps_path(path), *glob(f"{glob_escape(path)}{SPOOL}*")):
+                with suppress(FileNotFoundError):
+                    os.unlink(beside)
         arena.close()
 
 
@@ -133,10 +135,13 @@ def sweep(keep: str = "", kept_s: float = KEPT_S) -> list[str]:
             if match is None or match[2] == keep:
                 continue
             path, arena = os.path.join(directory, name), os.path.join(directory, match[1])
-            if match[3] in (".parts", ".steps") and os.path.lexists(arena):
+            spooled = (match[3] or "").startswith(SPOOL)
+            if (match[3] in (".parts", ".steps") or spooled) and os.path.lexists(arena):
                 continue  # it goes when its arena does
             with suppress(OSError):
-                if _is_abandoned(path, time.time() - kept_s, named_by_us=bool(_UUID.fullmatch(match[2]))):
+                if _is_abandoned(
+                    path, time.time() - kept_s, named_by_us=spooled or bool(_UUID.fullmatch(match[2]))
+                ):
                     os.unlink(path)
                     swept.append(path)
     return swept

@@ -16,11 +16,13 @@ from workers.channel import Channel, accept, listen
 from workers.clouds import watch_clouds
 from workers.faults import planned_fault
 from workers.notice import pass_on_notices
-from workers.output import redact_output
+from workers.output import keep_output
 from workers.processes import ProcessId
 
 if TYPE_CHECKING:
     import socket
+
+    from workers.output import Output
 
 
 def main() -> None:
@@ -32,21 +34,22 @@ def main() -> None:
     parser.add_argument("--generation", type=int, default=0)
     parser.add_argument("--supervisor", help="PID:STARTED of the process without which nobody comes back")
     arguments = parser.parse_args()
-    redact_output()
+    address = resolve(arguments.address)
+    output = keep_output(address, arguments.role, arguments.rank, arguments.generation)
     try:
-        _serve(arguments)
+        _serve(address, arguments, output)
     except TimeoutError as error:
+        output.discard()
         sys.exit(f"{arguments.role} {arguments.rank} ends: {error}")
 
 
-def _serve(arguments: argparse.Namespace) -> None:
-    address = resolve(arguments.address)
+def _serve(address: str, arguments: argparse.Namespace, output: Output) -> None:
     pass_on_notices(address, arguments.role)
     if arguments.role == "agent":
         pid, _, started = (arguments.supervisor or "").partition(":")
         supervisor = ProcessId(int(pid), int(started)) if pid else None
         fault = planned_fault("agent", arguments.rank, arguments.generation)
-        loop = AgentLoop(address, supervisor=supervisor, fault=fault)
+        loop = AgentLoop(address, supervisor=supervisor, fault=fault, show=output.show)
         watch_clouds(address)
         control = _listen_alone(address + "-control")
         threading.Thread(target=serve_control, args=(loop, control), daemon=True).start()

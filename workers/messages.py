@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from storage.checkpoint import Compression, Part
+    from workers.lines import Line
     from workers.schedule import Remainder
 
 
@@ -452,3 +453,6 @@ class Progress:
 
     rows: tuple[tuple[float, ...], ...] = ()
     """Of the steps that were not told of yet: step, Unix seconds, the metrics in the description's order."""
+
+    lines: tuple[Line, ...] = ()
+    """What the node's processes have printed since."""

@@ -233,13 +233,19 @@ class Training:
         """The metrics of the steps since the last call, and for a new coordinator of those before."""
         return [] if self._steps is None else self._steps.take()
 
-    def release(self, *, remove_arena: bool) -> None:
-        """The end: everybody has left. Deletes the shared memory if nobody will resume from it.
+    @property
+    def arena_path(self) -> str:
+        """Where the arena is; "" while there is none."""
+        return "" if self._arena is None else self._arena.path
+
+    def release(self, *, remove_arena: bool) -> bool:
+        """The end: everybody has left. Deletes the shared memory if nobody will resume from it; returns that.
 
         Writes the trace of step times, if HOLDFAST_TRACE names a file.
         """
         self._close_reduction()
         self._links.close()
+        remove = True
         if self._arena is not None:
             commit = self._arena.committed()
             remove = remove_arena or commit is None or commit.step == 0  # the seed makes step 0 anew
@@ -252,6 +258,7 @@ class Training:
                 file.writelines(
                     f"{step} {dispatched} {committed}\n" for step, dispatched, committed in self._trace
                 )
+        return remove
 
     # -- commands -----------------------------------------------------------------------------------------
 

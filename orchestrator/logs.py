@@ -1,0 +1,84 @@
+"""A run's logs, read from its directory: what its processes printed, and its journal, by time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from storage import catalog
+from storage.errors import ObjectMissing
+from storage.strict_json import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from storage.run_directory import RunDirectory
+
+COORDINATOR = "coordinator"
+_KNOWN = {"time": str, "attempt": int, "role": str, "rank": int, "text": str}
+
+
+class LogReader:
+    """Gives the lines of a run that were not given yet; reads no part again that has not grown."""
+
+    def __init__(self, run: RunDirectory, wanted: Callable[[dict[str, Any]], bool] = lambda _: True) -> None:
+        self._run = run
+        self._wanted = wanted
+        self._sizes: dict[str, int] = {}
+        self._given: set[tuple[Any, ...]] = set()
+
+    def read(self) -> list[dict[str, Any]]:
+        """New lines by time: time (ISO 8601), attempt, node, role, rank, pid, stream, text and others.
+
+        What a line of a damaged part says is given as text of the role "damaged".
+        """
+        lines = [*self._printed(), *self._journal()]
+        return sorted(filter(self._wanted, lines), key=lambda line: str(line["time"]))
+
+    def _printed(self) -> Iterable[dict[str, Any]]:
+        for key, nbytes in sorted(self._run.store.list(catalog.LOGS).items()):
+            attempt = catalog.parse_logs(key)
+            if attempt is None or self._sizes.get(key) == nbytes:
+                continue
+            try:
+                data = self._run.store.read(key)
+            except ObjectMissing:
+                continue  # an old part, which has gone for a new one
+            self._sizes[key] = len(data)
+            for number, row in enumerate(data.splitlines()):
+                line = _parsed(row, attempt)
+                which = (line.get("pid"), line.get("started"), line.get("at"))
+                if self._is_new((key, number) if None in which else which):
+                    yield line
+
+    def _journal(self) -> Iterable[dict[str, Any]]:
+        for key in self._run.journals():
+            attempt = catalog.attempt_of_journal(key)
+            for entry in self._run.read_journal(key):
+                text = entry.get("text") or entry.get("error")
+                if text and self._is_new((key, entry.get("t"), entry.get("kind"))):
+                    yield {
+                        "time": str(entry.get("time", "")),
+                        "attempt": attempt,
+                        "role": COORDINATOR,
+                        "rank": 0,
+                        "kind": entry.get("kind"),
+                        "step": entry.get("step"),
+                        "text": str(text),
+                    }
+
+    def _is_new(self, which: tuple[Any, ...]) -> bool:
+        if which in self._given:
+            return False
+        self._given.add(which)
+        return True
+
+
+def _parsed(row: bytes, attempt: int) -> dict[str, Any]:
+    try:
+        line = parse(row)
+    except ValueError:
+        line = None
+    if isinstance(line, dict) and all(isinstance(line.get(name), kind) for name, kind in _KNOWN.items()):
+        return line
+    text = row.decode(errors="replace")
+    return {"time": "", "attempt": attempt, "role": "damaged", "rank": 0, "text": text}
