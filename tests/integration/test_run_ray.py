@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -174,3 +175,45 @@ def test_the_doctor_looks_at_a_cluster(ray_place: Place) -> None:
     found = ray_place.cli("doctor", "--address", address, "--json").expect(0).json
     assert [each["level"] for each in found if each["what"].startswith("Ray at")] == ["ok"]
     ray_place.cli("doctor", "--address", "127.0.0.1:9").expect(3)
+
+
+PRINTING = """
+import json
+import os
+from dataclasses import replace
+
+from orchestrator.examples.quadratic import Quadratic, job as base
+
+
+class Printing(Quadratic):
+    def loss_and_grad(self, *arguments, **named):
+        if not hasattr(self, "began"):
+            self.began = True
+            os.write(2, b"raw words\\n")
+        return super().loss_and_grad(*arguments, **named)
+
+
+def model():
+    print("loading s3://key:secret-of-it@host")
+    return Printing(0.01)
+
+
+def job():
+    return replace(base(), model=model)
+"""
+
+
+def test_on_ray_what_workers_print_is_shown_and_kept(ray_place: Place, ray_host: RayHost) -> None:
+    ray_place.file("printing.py", PRINTING)
+    outcome = ray_place.run("printing.py", "printing", steps=40, runtime="ray", more=HALF, workers=2)
+    outcome.done()
+    assert "worker 0: loading" in outcome.stderr, str(outcome)
+    assert "worker 1: raw words" in outcome.stderr, str(outcome)
+    lines = [
+        json.loads(line) for line in ray_place.cli("logs", "printing", "--json").expect(0).stdout.splitlines()
+    ]
+    for rank in (0, 1):
+        mine = [line for line in lines if (line["role"], line["rank"]) == ("worker", rank)]
+        assert [line["text"] for line in mine if line["stream"] == "stdout"] == ["loading s3://key:***@host"]
+        assert "raw words" in [line["text"] for line in mine if line["stream"] == "raw"]
+    assert_nothing_left(ray_place, ray_host)

@@ -19,6 +19,7 @@ from workers.processes import ProcessId, is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfds and abstract sockets")
 
@@ -85,6 +86,11 @@ class Node:
             popen.wait(10)
             if popen.stdout is not None:
                 popen.stdout.close()
+
+
+@pytest.fixture(autouse=True)
+def _memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_SHM_DIR", str(tmp_path))  # who is killed leaves what it has printed
 
 
 @pytest.fixture
