@@ -181,6 +181,7 @@ class Spools:
             text = f"({skipped} bytes are left out here: too much was printed at once)"
             lines.append(self._line(file, time.time(), "stderr", text, file.at))
             file.at += skipped
+            file.at += os.pread(file.fd, CHUNK, file.at).find(b"\n") + 1
         data = os.pread(file.fd, CHUNK, file.at)
         whole = data.rfind(b"\n") + 1
         if not whole and (len(data) == CHUNK or (data and size == file.size)):
@@ -189,9 +190,9 @@ class Spools:
         now_s = time.time()
         at = file.at
         for line in data[:whole].removesuffix(b"\n").split(b"\n") if whole else ():
-            for said in parse(line, now_s):
+            for number, said in enumerate(parse(line, now_s)):
                 if not isinstance(said, int):
-                    lines.append(self._line(file, *said, at))
+                    lines.append(self._line(file, *said, at + number))
                 elif said != file.marks[-1][1] and at > file.marks[-1][0]:
                     file.marks.append((at, said))
             at += len(line) + 1

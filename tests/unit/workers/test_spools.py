@@ -126,6 +126,15 @@ def test_raw_text_is_shown_once_and_last_words_need_no_newline(memory: Path) -> 
     assert shown == ["Fatal: one\n", "Segmentation fault\n"]
 
 
+def test_lines_without_a_newline_between_are_told_apart(memory: Path) -> None:
+    spools = serving()
+    say(spool(), "a")
+    write(spool(), b"raw" + record(1.0, "stderr", "b"))
+    lines = spools.take()
+    assert [line.text for line in lines] == ["a", "raw", "b"]
+    assert len({line.at for line in lines}) == 3
+
+
 def test_a_secret_in_raw_text_is_hidden(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "hunter2hunter2")
     spools = serving()
@@ -155,9 +164,10 @@ def test_memory_is_given_back_and_the_end_is_kept(memory: Path) -> None:
 def test_more_than_can_be_handed_on_is_left_out_and_said(memory: Path) -> None:
     spools = serving()
     path = spool()
-    write(path, b"x" * 63 + b"\n" + (b"y" * 63 + b"\n") * (TOO_MUCH // 64 + 1000))
+    write(path, b"x" * 60 + b"\n" + (b"y" * 63 + b"\n") * (TOO_MUCH // 64 + 1000))
     said = texts(spools)
     assert "bytes are left out here" in said[0]
+    assert set(said[1:]) == {"y" * 63}
     assert len(said) <= CHUNK // 64 + 1
     say(path, "end")
     assert texts(spools) == ["end"]
