@@ -182,6 +182,13 @@ def test_a_report_is_one_file_that_shows_all_in_any_browser(
         assert min(drawn(browser)) > 1000
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         browser.save_screenshot(str(tmp_path / f"report-{width}-{scheme}.png"))
+    before = drawn(browser)
+    browser.find_element("css selector", "button[aria-label='logarithmic scale for loss']").click()
+    button = browser.switch_to.active_element
+    assert button.get_attribute("aria-label") == "logarithmic scale for loss"
+    assert button.get_attribute("aria-pressed") == "true"
+    assert drawn(browser) != before
+    browser.save_screenshot(str(tmp_path / "report-logarithmic.png"))
     assert_clean(browser, url)
 
 

@@ -6,6 +6,7 @@
   const MARKS = { death: "death", recovery: "recovery", checkpoint: "checkpoint", trouble: "trouble", restart: "restart", preemption: "preemption", scaled: "scaled" };
   const SVG = "http://www.w3.org/2000/svg";
   let charts = [];
+  const logarithmic = new Set();
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const make = (tag, attributes = {}, ...children) => {
@@ -72,9 +73,19 @@
   const inWords = (curve) => !curve.last ? `${curve.name} has no finite value`
     : `${curve.name}: last ${number(curve.last[1])}, least ${number(curve.least[1])} at step ${number(curve.least[0])}, greatest ${number(curve.greatest[1])} at step ${number(curve.greatest[0])}`;
 
+  function scaling(name, series) {
+    if (!series.every((each) => each.values.every((value) => value === null || value > 0))) return logarithmic.delete(name), null;
+    const button = make("button", { type: "button", "aria-pressed": String(logarithmic.has(name)), "aria-label": `logarithmic scale for ${name}` }, "log");
+    button.addEventListener("click", () => {
+      logarithmic.has(name) ? logarithmic.delete(name) : logarithmic.add(name);
+      inPlace(redraw);
+    });
+    return button;
+  }
+
   function chart(name, series) {
     const box = make("div", { class: "chart", role: "img", "aria-label": series.map(inWords).join("; ") });
-    const card = make("section", { class: "card", "aria-label": `curve of ${name}` }, make("h2", {}, name === "steps_per_s" ? "steps/s" : name), box);
+    const card = make("section", { class: "card", "aria-label": `curve of ${name}` }, make("h2", {}, name === "steps_per_s" ? "steps/s" : name, scaling(name, series)), box);
     const steps = [...new Set(series.flatMap((each) => each.steps))].sort((a, b) => a - b);
     const place = new Map(steps.map((step, i) => [step, i]));
     const columns = series.map((each) => {
@@ -85,8 +96,9 @@
     const ink = colour("--quiet"), grid = { stroke: colour("--line"), width: 1 };
     const axis = { stroke: ink, grid, ticks: grid, font: "12px system-ui, sans-serif" };
     const options = {
-      width: 300, height: 230, cursor: { points: { size: 6 } }, scales: { x: { time: false } },
-      axes: [{ ...axis }, { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => number(tick)) }],
+      width: 300, height: 230, cursor: { points: { size: 6 } },
+      scales: { x: { time: false }, y: logarithmic.has(name) ? { distr: 3 } : {} },
+      axes: [{ ...axis }, { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => tick === null ? "" : number(tick)) }],
       series: [{ label: "step" }, ...series.map((each, i) => ({
         label: each.name.startsWith("val_") ? "validation" : "training", stroke: colour(COLOURS[each.name.startsWith("val_") ? 1 : 0]),
         width: 1.6, spanGaps: each.name.startsWith("val_"), points: { show: each.steps.length < 30 },
@@ -166,7 +178,9 @@
     return card;
   }
 
+  let redraw = () => {};
   function show(view, back) {
+    redraw = () => show(view, back);
     const run = view.run, top = make("header", {}, make("h1", {}, view.name), pill(run.status));
     if (back) top.prepend(make("a", { href: "#" }, "← runs"));
     const parts = [top];
@@ -178,6 +192,7 @@
     const groups = new Map();
     for (const each of view.curves) groups.set(each.chart, [...(groups.get(each.chart) ?? []), each]);
     if (groups.size) parts.push(make("div", { class: "charts" }, ...[...groups].map(([name, series]) => chart(name, series))));
+    else parts.push(make("p", { class: "quiet" }, "nothing was measured yet"));
     page.replaceChildren(...parts);
     page.append(timeline(view), checkpoints(view), events(view));
     const last = make("p", { class: "quiet small wrap" }, `${run.run_dir}${run.state_digest ? ` · state digest ${run.state_digest}` : ""} · as of ${when(view.at)}`);
@@ -237,8 +252,13 @@
     const text = JSON.stringify(value);
     if (text === shown) return;
     shown = text;
-    const { scrollX, scrollY } = window;
+    inPlace(drawing);
+  }
+
+  function inPlace(drawing) {
+    const { scrollX, scrollY } = window, label = document.activeElement?.getAttribute("aria-label");
     drawing();
+    if (label) page.querySelector(`button[aria-label="${CSS.escape(label)}"]`)?.focus();
     window.scrollTo(scrollX, scrollY);
   }
 
