@@ -179,11 +179,13 @@ def _journal(run_dir: Path) -> list[dict[str, Any]]:
 
 def fault_kinds(place: Path, options: argparse.Namespace) -> Rows:
     """`holdfast chaos` with one kind of fault at a time: median time to the next committed step (highest)."""
-    count = 1 if options.tiny else 10
     rows = []
     for kind in ("worker", "stop") if options.tiny else KINDS:
+        quick = kind in ("worker", "stop", "writer")  # the others end what takes seconds to start anew
+        every_s, count = ("2", 10) if quick else ("8", 8)
+        count = 1 if options.tiny else count
         command = [sys.executable, "-m", "orchestrator", "chaos", str(HERE / "jobs.py"), "--json"]
-        command += ["--faults", kind, "--every", "2", "--count", str(count), "--seed", "1"]
+        command += ["--faults", kind, "--every", every_s, "--count", str(count), "--seed", "1"]
         command += ["--run-dir", str(place / f"kind-{kind}"), "--set", "every=300"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         if done.returncode:
