@@ -404,6 +404,8 @@ def _refuse_living(run: RunDirectory) -> None:
 class _Told:
     """Passes on to the user that he has to wait."""
 
+    draws = False
+
     def note(self, note: Any) -> None:
         say(note.text)
 

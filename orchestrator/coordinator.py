@@ -54,6 +54,9 @@ GATHER_S = 20.0
 class Observer(Protocol):
     """Somebody who watches a run: a progress display, a log, a test."""
 
+    draws: bool
+    """Whether processes are to leave it to this one to show what they print: it draws at the same place."""
+
     def note(self, note: Note) -> None:
         """Something happened."""
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from orchestrator.events import Note
 
 LINE_EVERY_S = 5.0
+OUTPUT = "output"
+"""The kind of a note that is a line that a process has printed."""
+
 QUIET = {"ready", "prepared", "lost", "missed", "ended", "found"}
 """Kinds of notes that only the journal gets."""
 
@@ -56,7 +59,7 @@ class Scene:
         if note.kind == "checkpoint":
             self.checkpoint = note.fields.get("step")
             return False
-        if is_shown(note):
+        if is_shown(note) and note.kind != OUTPUT:
             self.events.append(note.text)
         return is_shown(note)
 
@@ -77,6 +80,8 @@ class Scene:
 
 class LineDisplay:
     """A line for each event, and one for progress every few seconds."""
+
+    draws = False
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -107,7 +112,9 @@ class LineDisplay:
 
 
 class TerminalDisplay:
-    """A bar with the facts below it; events scroll by above."""
+    """A bar with the facts below it; events, and what processes print, scroll by above."""
+
+    draws = True
 
     def __init__(self) -> None:
         from rich.console import Console

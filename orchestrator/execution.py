@@ -448,7 +448,13 @@ def check_not_alive(beat: dict[str, Any], run: RunDirectory, observer: Observer)
 
 def _runtime(request: Request, workers: int, observer: Observer, signals: _Signals) -> Runtime:
     if request.runtime == "process":
-        return ProcessRuntime(request.source, request.nodes, succession.invocation(), succession.supervisor())
+        return ProcessRuntime(
+            request.source,
+            request.nodes,
+            succession.invocation(),
+            succession.supervisor(),
+            is_silent=observer.draws,
+        )
     from orchestrator.ray_runtime import RayRuntime
 
     runtime = RayRuntime(

@@ -6,7 +6,8 @@ import time
 from html import escape
 from typing import TYPE_CHECKING, Any, Self
 
-from orchestrator.display import Scene
+from orchestrator.display import OUTPUT, Scene
+from orchestrator.terminal import put
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -18,7 +19,12 @@ _EVERY_S = 0.5
 
 
 class NotebookDisplay:
-    """A bar, the facts, and the last few events, in one place that is drawn again twice a second."""
+    """A bar, the facts, and the last few events, in one place that is drawn again twice a second.
+
+    What processes print stands below it.
+    """
+
+    draws = True
 
     def __init__(self) -> None:
         self._scene = Scene()
@@ -38,7 +44,9 @@ class NotebookDisplay:
 
     def note(self, note: Note) -> None:
         """Show the event below the bar."""
-        if self._scene.note(note):
+        if note.kind == OUTPUT:
+            put(note.text)
+        elif self._scene.note(note):
             self._draw()
 
     def progress(self, snapshot: Snapshot) -> None:

@@ -72,12 +72,20 @@ class ProcessRuntime:
     """Agents, writers and workers as subprocesses.
 
     Agents have names made of `invocation`, which the coordinators of one `holdfast run` share: a successor
-    finds the agents of the one before it. They end with `supervisor`.
+    finds the agents of the one before it. They end with `supervisor`. Where it `is_silent`, they show
+    nothing of what they print from when they know where to keep it.
     """
 
-    is_silent = False
-
-    def __init__(self, source: bytes, nodes: int, invocation: str, supervisor: ProcessId) -> None:
+    def __init__(
+        self,
+        source: bytes,
+        nodes: int,
+        invocation: str,
+        supervisor: ProcessId,
+        *,
+        is_silent: bool = False,
+    ) -> None:
+        self.is_silent = is_silent
         self._source = source
         self._nodes = nodes
         self._invocation = invocation
@@ -115,6 +123,8 @@ class ProcessRuntime:
             "--generation",
             str(generation),
         ]
+        if self.is_silent:
+            command += ["--quiet"]
         if role == "agent":
             command += ["--supervisor", f"{self._supervisor.pid}:{self._supervisor.started}"]
         process = subprocess.Popen(

@@ -25,6 +25,7 @@ class TensorBoardEvents:
         self._files = EventFiles("--tensorboard", directory)
         self._directory = directory
         self._observer = observer
+        self.draws = observer.draws
         self._writer: Any = None
         self._last = -1
 

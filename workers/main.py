@@ -33,9 +33,10 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--generation", type=int, default=0)
     parser.add_argument("--supervisor", help="PID:STARTED of the process without which nobody comes back")
+    parser.add_argument("--quiet", action="store_true", help="keep what is printed, and do not show it")
     arguments = parser.parse_args()
     address = resolve(arguments.address)
-    output = keep_output(address, arguments.role, arguments.rank, arguments.generation)
+    output = keep_output(address, arguments.role, arguments.rank, arguments.generation, quiet=arguments.quiet)
     try:
         _serve(address, arguments, output)
     except TimeoutError as error:

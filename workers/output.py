@@ -51,15 +51,16 @@ class Output:
             os.unlink(self._path)
 
 
-def keep_output(address: str, role: str, rank: int, generation: int) -> Output:
+def keep_output(address: str, role: str, rank: int, generation: int, *, quiet: bool = False) -> Output:
     """From now on what this process prints is redacted and kept for the agent at this address, too.
 
     Python's output also goes where it went before, at once; what is written by other means goes to the file
-    alone, and the agent shows it. Without memory for the file all goes where it went before.
+    alone, and the agent shows it. If `quiet`, nothing is shown: the coordinator does. Without memory for the
+    file all goes where it went before.
     """
     try:
         path = spool_path(address, role, rank, generation, ProcessId.current())
-        output = Output(_spool(path), path)
+        output = Output(_spool(path, quiet=quiet), path)
     except OSError:
         output = Output(sys.stderr.write)
     redact_output()
@@ -73,13 +74,19 @@ def spool_path(address: str, role: str, rank: int, generation: int, process: Pro
     return os.path.join(shared_memory_directory(), f"{name}{SPOOL}{which}")
 
 
-def _spool(path: str) -> Callable[[str], object]:
+def _spool(path: str, *, quiet: bool) -> Callable[[str], object]:
     spool = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     for number, name in _STREAMS:
         stream = getattr(sys, name)
         if stream is not None:
             stream.flush()
-        shown = open(os.dup(number), "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        shown = open(  # noqa: SIM115 for as long as the process lives
+            os.devnull if quiet else os.dup(number),
+            "w",
+            buffering=1,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
         os.dup2(spool, number)
         setattr(sys, name, SpooledStream(shown, spool, number, name))
     return shown.write

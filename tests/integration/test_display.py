@@ -18,9 +18,23 @@ if TYPE_CHECKING:
 
     from tests.integration.harness import Place
 
+PRINTING = """
+import sys
+from dataclasses import replace
+from tiny import job as tiny
+
+def job(delay_s: float = 0.0, steps: int = 100):
+    made = tiny(delay_s=delay_s, steps=steps)
+    def model():
+        print("a worker has begun")
+        print("and complains", file=sys.stderr)
+        return made.model()
+    return replace(made, model=model)
+"""
+
 NOTEBOOK = """
 import orchestrator as orc
-from tiny import job
+from printing import job
 
 result = orc.run(job(delay_s=0.02, steps=60), "run", workers=2, runtime="process")
 print(result.status, result.step)
@@ -28,8 +42,9 @@ print(result.status, result.step)
 
 
 def test_on_a_terminal_there_is_a_bar_with_facts_and_the_result_below(place: Place) -> None:
+    place.file("printing.py", PRINTING)
     reader, writer = pty.openpty()
-    words = place.command(steps=60, settings={"delay_s": 0.02}, as_json=False)
+    words = place.command("printing.py", steps=60, settings={"delay_s": 0.02}, as_json=False)
     command = [sys.executable, "-m", "orchestrator", *words]
     environment = {**place.env, "TERM": "xterm", "COLUMNS": "100"}
     with subprocess.Popen(
@@ -45,11 +60,15 @@ def test_on_a_terminal_there_is_a_bar_with_facts_and_the_result_below(place: Pla
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert re.search(r"training ━+.* \d+/60 0:0\d", text), text
     assert re.search(r"loss \S+ .*\d+ steps/s  2 workers  checkpoint \d+", text), text
+    for words in ("a worker has begun", "and complains"):  # above the bar, and once
+        assert [text.count(f"worker {rank}: {words}\r\n") for rank in (0, 1)] == [1, 1], text
+        assert text.count(words) == 2, text
     assert re.search(r"\ndone at step 60, .*\nattempt 1, ", text.replace("\r", "")), text
     place.assert_nothing_left()
 
 
 def test_in_a_notebook_one_place_is_drawn_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.file("printing.py", PRINTING)
     for name, value in place.env.items():
         monkeypatch.setenv(name, value)
     kernel = {"name": "python3", "display_name": "Python", "language": "python"}
@@ -69,5 +88,9 @@ def test_in_a_notebook_one_place_is_drawn_again(place: Place, monkeypatch: pytes
     said = "".join(
         each.text for each in cell.outputs if each.output_type == "stream" and each.name == "stdout"
     )
-    assert said == "done 60\n"
+    *lines, last = said.splitlines()
+    assert sorted(lines) == [
+        f"worker {r}: {t}" for r in (0, 1) for t in ("a worker has begun", "and complains")
+    ]
+    assert last == "done 60"
     place.assert_nothing_left()

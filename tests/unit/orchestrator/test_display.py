@@ -58,6 +58,8 @@ def test_lines_have_each_event_and_outlive_their_reader() -> None:
 class Deaf:
     """An observer who does nothing."""
 
+    draws = False
+
     def note(self, note: Note) -> None: ...
 
     def progress(self, snapshot: Snapshot) -> None: ...
