@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
 import stat
+import threading
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from storage.errors import ConfigurationError
 from storage.layout import check_key, check_name
@@ -20,7 +22,20 @@ if TYPE_CHECKING:
 SCRATCH = ".tmp-"  # no key may start with a dot, so scratch names are never objects
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _MAX_BUFFERS = 1024  # IOV_MAX of Linux and macOS
-BATCH_NBYTES = 8 << 20  # written by one system call, at least
+BATCH_NBYTES = 8 << 20  # written by one system call, about
+_LARGE_NBYTES = 64 << 20  # of a file that it takes long to delete
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+def _from_libc(name: str, *types: Any) -> Any:
+    """A function of the C library that Python has no name for; None where there is none."""
+    found = getattr(ctypes.CDLL(None), name, None)
+    if found is not None:
+        found.argtypes = types
+    return found
+
+
+_sync_file_range = _from_libc("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 class FileStore(Store):
@@ -97,7 +112,7 @@ class FileStore(Store):
     def write(self, key: str, buffers: Iterable[bytes | memoryview]) -> int:
         path = self._path(key)
         with translated("write", self.url, key), self._scratch(path, buffers) as (scratch, nbytes):
-            os.replace(scratch, path)
+            _replace(scratch, path)
         return nbytes
 
     def create(self, key: str, data: bytes) -> bool:
@@ -164,9 +179,11 @@ class FileStore(Store):
         try:
             try:
                 self._make_durable(directory)
-                nbytes = sum(
-                    _transfer(lambda views, _: os.writev(fd, views), batch) for batch in batches(buffers)
-                )
+                nbytes = 0
+                for batch in batches(buffers):
+                    moved = _transfer(lambda views, _: os.writev(fd, views), batch)
+                    _start_writing_back(fd, nbytes, moved)
+                    nbytes += moved
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -209,6 +226,26 @@ class FileStore(Store):
                 directory = os.path.dirname(directory)
 
 
+def _replace(scratch: str, path: str) -> None:
+    """Give a file its name. What a large one before it had in memory is freed while others go on."""
+    old = -1
+    with contextlib.suppress(OSError):
+        old = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        os.replace(scratch, path)
+    finally:
+        if old >= 0 and os.fstat(old).st_size >= _LARGE_NBYTES:
+            threading.Thread(target=os.close, args=(old,), name="close").start()
+        elif old >= 0:
+            os.close(old)
+
+
+def _start_writing_back(fd: int, start: int, nbytes: int) -> None:
+    """Have the kernel bring these bytes to the disk while more are written: the flush at the end is short."""
+    if _sync_file_range is not None:
+        _sync_file_range(fd, start, nbytes, _SYNC_FILE_RANGE_WRITE)
+
+
 def _open_regular(path: str, flags: int) -> int:
     """A descriptor of a regular file: a pipe would be waited for, and a device has no end."""
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -245,11 +282,13 @@ def batches(buffers: Iterable[bytes | memoryview]) -> Iterator[list[memoryview]]
     batch: list[memoryview] = []
     nbytes = 0
     for buffer in buffers:
-        batch.append(memoryview(buffer).cast("B"))
-        nbytes += len(buffer)
-        if nbytes >= BATCH_NBYTES or len(batch) == _MAX_BUFFERS:
-            yield batch
-            batch, nbytes = [], 0
+        whole = memoryview(buffer).cast("B")
+        for start in range(0, len(whole), BATCH_NBYTES):
+            batch.append(whole[start : start + BATCH_NBYTES])
+            nbytes += len(batch[-1])
+            if nbytes >= BATCH_NBYTES or len(batch) == _MAX_BUFFERS:
+                yield batch
+                batch, nbytes = [], 0
     if batch:
         yield batch
 

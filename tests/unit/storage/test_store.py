@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,34 @@ def test_short_writes_are_carried_on(tmp_path, monkeypatch):
     store = open_store(str(tmp_path))
     assert store.write("k", [b"0123456789", b"", b"abcde"]) == 15
     assert store.read("k") == b"0123456789abcde"
+
+
+def test_a_large_file_is_replaced_whole_and_its_memory_freed(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_store, "_LARGE_NBYTES", 1000)
+    store = FileStore(str(tmp_path))
+    before = set(os.listdir("/proc/self/fd"))
+    for value in (b"a" * 4000, b"b" * 5000, b"c"):
+        store.write("x", [value])
+        assert store.read("x") == value
+    for thread in threading.enumerate():
+        if thread.name == "close":
+            thread.join(10)
+    assert set(os.listdir("/proc/self/fd")) == before
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(ConfigurationError, match="directory"):
+        store.write("directory", [b"x"])
+    assert sorted(os.listdir(tmp_path)) == ["directory", "x"]
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_large_buffers_are_written_in_pieces_and_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_store, "BATCH_NBYTES", 1000)
+    data = [bytes([i % 251]) * n for i, n in enumerate((0, 1, 999, 1000, 1001, 5432, 3, 0))]
+    sizes = [sum(map(len, batch)) for batch in file_store.batches(data)]
+    assert sum(sizes) == sum(map(len, data))
+    assert all(1000 <= size < 2000 for size in sizes[:-1])
+    assert FileStore(str(tmp_path)).write("x", data) == sum(map(len, data))
+    assert (tmp_path / "x").read_bytes() == b"".join(data)
 
 
 def test_files_and_new_directories_are_flushed_before_the_name_appears(tmp_path, monkeypatch):
