@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from storage import catalog
-from workers.redaction import Redactor, secrets_of
+from workers.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ class LogWriter:
     def __init__(self, store: Store, attempt: int, nonce: str) -> None:
         self._store = store
         self._key = (attempt, nonce)
-        self._redactor = Redactor(secrets_of(os.environ))
+        self._redactor = Redactor.of(os.environ)
         self._lock = threading.Lock()  # of what is told
         self._storing = threading.Lock()
         self._told: dict[tuple[int, int], int] = {}  # process -> the last byte that a line was told of

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.events import Note
 from storage.errors import ConfigurationError, StorageError
-from workers.redaction import Redactor, secrets_of
+from workers.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ class Records:
 
     def __init__(self, run: RunDirectory, observer: Teller, ledger: Ledger, meter: Meter) -> None:
         self._run = run
-        self._redactor = Redactor(secrets_of(os.environ))
+        self._redactor = Redactor.of(os.environ)
         self._observer = observer
         self.ledger = ledger
         self.meter = meter

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from workers.lines import record, split_lines
 from workers.processes import ProcessId, shared_memory_directory
-from workers.redaction import RedactedStream, Redactor, secrets_of
+from workers.redaction import FORWARD, RedactedStream, Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 SPOOL = ".log-"
 """What follows, in the name of a file, the arena's name, or the agent's while there is no arena."""
@@ -29,11 +29,23 @@ _STREAMS = ((1, "stdout"), (2, "stderr"))
 
 def redact_output() -> None:
     """From now on nothing secret of this process's environment is printed, by nobody's Python code."""
-    redactor = Redactor(secrets_of(os.environ))
+    redactor = Redactor.of(os.environ)
     for _, name in _STREAMS:
         stream = getattr(sys, name)
         if stream is not None:
-            setattr(sys, name, RedactedStream(stream, redactor))
+            redacted = RedactedStream(stream, redactor, threading.RLock())
+            setattr(sys, name, redacted)
+            atexit.register(redacted.release)
+
+
+def keep_secret(names: Iterable[str]) -> None:
+    """From now on the values of these environment variables are secret, too, here and in what is started."""
+    known = os.environ.get(FORWARD, "").split(",")
+    os.environ[FORWARD] = ",".join(dict.fromkeys(name for name in (*known, *names) if name))
+    for _, name in _STREAMS:
+        stream = getattr(sys, name)
+        if isinstance(stream, RedactedStream):
+            stream.redact_with(Redactor.of(os.environ))
 
 
 class Output:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from workers.lines import RAW, Line, attempt_mark, first_attempt, parse
 from workers.output import SPOOL, SPOOL_NAME
 from workers.processes import ProcessId, is_alive, shared_memory_directory
-from workers.redaction import Redactor, secrets_of
+from workers.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,7 @@ class Spools:
         self._prefix = os.path.basename(address.lstrip("\0")).removesuffix(".sock") + SPOOL
         self._directory = shared_memory_directory()
         self._show = show
-        self._redactor = Redactor(secrets_of(os.environ))
+        self._redactor = Redactor.of(os.environ)
         self._lock = threading.RLock()
         self._attempt = 0
         self._arena = ""
