@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from orchestrator.discretion import discretion
 from orchestrator.fitting import fit
 from orchestrator.result import Result
 from orchestrator.spec import Checkpoints, Job, RestartPolicy
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoints", "Job", "RestartPolicy", "Result", "fit", "run"]
 
 
+@discretion()
 def run(
     job: Job,
     run_dir: str | os.PathLike[str],
@@ -39,7 +41,8 @@ def run(
     at once when one dies. Progress is shown on standard error, or in a notebook, unless `observer` is given.
 
     Returns how the run stands: done, or preempted or interrupted by a signal, with a checkpoint. Raises an
-    error of `storage.errors` if the job failed or could not begin.
+    error of `storage.errors` if the job failed or could not begin. Neither this nor `Result.error` says what
+    is secret: values of variables whose names end in KEY, TOKEN, PASSWORD and the like, passwords in URLs.
     """
     from orchestrator.display import make_display
     from orchestrator.execution import Request, execute

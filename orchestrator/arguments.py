@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
+from orchestrator.discretion import is_secret
 from storage.errors import ConfigurationError
+from workers.redaction import Redactor
 
 Target = Annotated[str, typer.Argument(metavar="FILE[:NAME] | EXAMPLE", help="A job's file, or an example.")]
 Parameters = Annotated[
@@ -27,11 +30,20 @@ def workers_of(text: str) -> tuple[int, int]:
 
 
 def parameters_of(given: list[str] | None) -> dict[str, str]:
-    """The parameters that `--set NAME=VALUE` gives, by name. ConfigurationError for anything else."""
-    found = {}
+    """The parameters that `--set NAME=VALUE` gives, by name. ConfigurationError for anything else.
+
+    It is also raised for a value that is secret: the words of a command are on record, so that it can be
+    resumed, and everybody on the machine can read them. `env:VARIABLE` stands for such a value.
+    """
+    found, redactor = {}, Redactor.of(os.environ)
     for setting in given or ():
         name, equals, value = setting.partition("=")
         if not equals or not name.isidentifier():
-            raise ConfigurationError(f"--set {setting}: give NAME=VALUE")
+            raise ConfigurationError(f"--set {name}{equals and '=...'}: give NAME=VALUE")
+        if is_secret(name, value, redactor):
+            raise ConfigurationError(
+                f"--set {name}=...: this looks secret, and command lines are put on record and read by "
+                f"everybody: put it into an environment variable and give --set {name}=env:VARIABLE"
+            )
         found[name] = value
     return found

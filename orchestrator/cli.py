@@ -30,11 +30,12 @@ from orchestrator import (
 from orchestrator.arguments import CpusPerWorker, Nodes, Parameters, Steps, Target, parameters_of, workers_of
 from orchestrator.ckpt import Interrupted, RunDir, ckpt
 from orchestrator.configured import Config, Configured
+from orchestrator.discretion import variables_of
 from orchestrator.model_commands import model
 from orchestrator.result import Result
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError
-from workers.output import redact_output
+from workers.output import keep_secret, redact_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,7 +198,8 @@ def run(
     """
     from orchestrator import succession
 
-    wanted = workers_of(workers)
+    wanted, parameters = workers_of(workers), parameters_of(settings)
+    keep_secret(variables_of(parameters))
     if not succession.inherit():
         return succession.supervise()
     from orchestrator.display import make_display
@@ -205,7 +207,7 @@ def run(
     from orchestrator.jobs import JobSource, by_file
     from orchestrator.tensorboard import TensorBoardEvents
 
-    source = JobSource.parse(target, parameters_of(settings))
+    source = JobSource.parse(target, parameters)
     signal.signal(signal.SIGTERM, _terminate)
     with _result_only():
         job = _overridden(source.load(), steps, checkpoint_every, seed, paranoid)
@@ -332,7 +334,9 @@ def chaos(
     from orchestrator.execution import RUNTIMES
     from orchestrator.jobs import JobSource
 
-    JobSource.parse(target, parameters_of(settings))
+    parameters = parameters_of(settings)
+    keep_secret(variables_of(parameters))
+    JobSource.parse(target, parameters)
     workers_of(workers)
     if runtime not in RUNTIMES:
         raise ConfigurationError(f"there is no runtime {runtime!r}: give one of {', '.join(RUNTIMES)}")

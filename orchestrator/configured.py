@@ -13,9 +13,11 @@ from typer.exceptions import TyperException
 
 from orchestrator import settings
 from orchestrator.ckpt import AsJson  # noqa: TC001 typer reads it
+from orchestrator.discretion import is_secret
 from orchestrator.settings import Setting
 from orchestrator.terminal import put
 from storage.errors import ConfigurationError
+from workers.redaction import HIDDEN, Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -130,7 +132,9 @@ def _values(asked: Configured, ctx: Any, words: list[str]) -> Iterable[tuple[str
     for pair in given.get("settings") or ():
         name, _, value = pair.partition("=")
         parameters[f"{settings.SET}.{name}"] = Setting(value, f"--{settings.SET}")
-    yield from parameters.items()
+    redactor = Redactor.of(os.environ)
+    for key, each in parameters.items():
+        yield key, Setting(HIDDEN, each.source) if is_secret(key, str(each.value), redactor) else each
 
 
 def register(app: typer.Typer) -> None:

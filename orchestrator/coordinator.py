@@ -12,7 +12,7 @@ from orchestrator import events as e
 from orchestrator import machine, succession
 from orchestrator.events import Note, Status
 from orchestrator.failures import classify, in_short
-from orchestrator.identity import check_identity, full_identity
+from orchestrator.identity import check_identity, check_names, full_identity
 from orchestrator.life import own_life
 from orchestrator.log_writer import LogWriter
 from orchestrator.machine import Phase, State
@@ -378,7 +378,9 @@ class Coordinator:
         batches = steps_per_epoch(description["samples"], self._job.batch_size, self._job.remainder)
         self._metrics.describe(description, batches)
         check_remainder(self._job, description["samples"])
-        ours = full_identity(self._job, self._settings.microbatches, description)
+        redactor = self._records.redactor
+        check_names(description, redactor)
+        ours = full_identity(self._job, self._settings.microbatches, description, redactor)
         if not self._run.probe_exclusive():
             self._tell(
                 Note(
@@ -388,7 +390,7 @@ class Coordinator:
                 )
             )
         identity = self._run.identity() or self._run.create_identity(ours)
-        for change in check_identity(identity, ours, self._settings.url):
+        for change in check_identity(identity, ours, self._settings.url, redactor):
             self._tell(Note("changed", f"the job is not quite what it was: {change}", {}))
         return e.Identified(
             m.Prepare(

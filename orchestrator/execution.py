@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import threading
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from orchestrator import ledger as books
 from orchestrator import succession
 from orchestrator.coordinator import Coordinator, Observer, Settings
+from orchestrator.discretion import Discreet, discretion
 from orchestrator.events import Note, Status
 from orchestrator.failures import classify, in_short
 from orchestrator.history import pace_of, read_ledger
@@ -39,6 +41,7 @@ from storage.run_directory import Attempt, RunDirectory
 from storage.store import open_store
 from workers.arenas import discard_arena, sweep
 from workers.engine import as_engine
+from workers.redaction import Redactor
 from workers.task import state_arrays
 
 if TYPE_CHECKING:
@@ -103,8 +106,16 @@ class Request:
 def execute(request: Request, observer: Observer) -> tuple[Result, Exception | None]:
     """Run a job until it is done, stopped, or failed for good; returns the error that ended it, if any.
 
-    Raises HoldfastError for what is refused before the run is touched.
+    Raises HoldfastError for what is refused before the run is touched. Neither says anything secret.
     """
+    redactor = Redactor.of(os.environ)
+    with discretion():
+        result, error = _execute(request, Discreet(observer, redactor))
+    result = replace(result, error=result.error and redactor.text(result.error))
+    return result, None if error is None else redactor.error(error)
+
+
+def _execute(request: Request, observer: Observer) -> tuple[Result, Exception | None]:
     if request.run_dir.startswith("memory:"):
         raise ConfigurationError(
             f"--run-dir {request.run_dir}: the memory of one process cannot be seen by the others of a run: "

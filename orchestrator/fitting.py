@@ -6,6 +6,7 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from orchestrator.discretion import discretion
 from orchestrator.spec import Checkpoints, Job
 from storage.errors import ConfigurationError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@discretion()
 def fit(
     model: Model,
     x: Any,

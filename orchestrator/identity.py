@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from storage.errors import ConfigurationError, IdentityMismatch
 from storage.layout import StateArray
 from storage.strict_json import canonical, parse
-from workers.redaction import Redactor
+from workers.reports import value_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from orchestrator.spec import Job
+    from workers.redaction import Redactor
 
 FIXED = ("seed", "batch_size", "microbatches", "shuffle", "remainder")
 """Settings of a job that decide the bits and are known before any worker is started."""
@@ -23,8 +24,14 @@ def settings_identity(job: Job, microbatches: int) -> dict[str, Any]:
     return {name: microbatches if name == "microbatches" else getattr(job, name) for name in FIXED}
 
 
-def full_identity(job: Job, microbatches: int, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole identity, with what a worker found the job's model and data to be, credentials hidden."""
+TOLD = ("data", "model", "optimizer", "callbacks")
+"""What the job's own code says of itself: what is secret in there is hidden."""
+
+
+def full_identity(
+    job: Job, microbatches: int, description: Mapping[str, Any], redactor: Redactor
+) -> dict[str, Any]:
+    """The whole identity, with what a worker found the job's model and data to be, secrets hidden."""
     arrays = [StateArray.from_json(array) for array in description["arrays"]]
     identity = {
         **settings_identity(job, microbatches),
@@ -37,8 +44,28 @@ def full_identity(job: Job, microbatches: int, description: Mapping[str, Any]) -
         "callbacks": description["callbacks"],
     }
     spelled: dict[str, Any] = parse(canonical(identity))  # as it will be read back
-    hidden: dict[str, Any] = Redactor().value(spelled)
-    return hidden
+    return _hidden(spelled, redactor)
+
+
+def _hidden(identity: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
+    return {k: redactor.value(each, keys=True) if k in TOLD else each for k, each in identity.items()}
+
+
+def check_names(description: Mapping[str, Any], redactor: Redactor) -> None:
+    """Refuse a name that is secret: what variables and metrics are called tells them apart wherever they are
+    stored and shown, so it cannot be hidden. Raises ConfigurationError.
+    """
+    variables = [
+        each["name"] for array in description["arrays"] for each in array["layout"].get("variables", ())
+    ]
+    named = {"variable": variables, "metric": value_names(description["metrics"])}
+    for kind, names in named.items():
+        for name in names:
+            if redactor.hides(name):
+                raise ConfigurationError(
+                    f"the name of the {kind} {redactor.text(name)!r} holds something secret of the "
+                    "environment, and names are stored and shown: name it otherwise"
+                )
 
 
 def check_is_training(identity: Mapping[str, Any], url: str) -> None:
@@ -69,12 +96,14 @@ def check_settings(identity: Mapping[str, Any], job: Job, url: str) -> int:
     return microbatches
 
 
-def check_identity(identity: Mapping[str, Any], ours: Mapping[str, Any], url: str) -> list[str]:
+def check_identity(
+    identity: Mapping[str, Any], ours: Mapping[str, Any], url: str, redactor: Redactor
+) -> list[str]:
     """Refuse another layout or other data than the run's.
 
     Returns what else differs, in words: settings of model and optimizer, which are recorded but may change.
     """
-    identity = Redactor().value(identity)  # as ours is
+    identity = _hidden(identity, redactor)  # as ours is
     check_arrays(identity, [StateArray.from_json(array) for array in ours["arrays"]], url)
     if identity["data"] != ours["data"]:
         raise _differs(url, f"the data is {_short(identity['data'])} there and {_short(ours['data'])} here")

@@ -16,6 +16,7 @@ from typing import Any
 
 import cloudpickle
 
+from orchestrator.discretion import resolved
 from orchestrator.examples import EXAMPLES
 from orchestrator.spec import Job
 from storage.errors import ConfigurationError, UserCodeError
@@ -122,8 +123,9 @@ def convert(function: Callable[..., Any], settings: Mapping[str, str], where: st
             raise ConfigurationError(f"{where} has no parameter {name!r} for --set: it has {known}")
         default = named[name].default
         hint = hints.get(name, str if default in (None, inspect.Parameter.empty) else type(default))
+        given = resolved(name, text)
         try:
-            values[name] = _converted(hint, text)
+            values[name] = _converted(hint, given)
         except ValueError:
             raise ConfigurationError(f"--set {name}={text}: {where} takes {_named(hint)} there") from None
     missing = [

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.events import Draining, Exited, Heard, NodeLost, Place
 from orchestrator.runtime import DEAD_S, HEARTBEAT_S
-from orchestrator.submission import FORWARD, LABELS
+from orchestrator.submission import LABELS
 from storage.errors import ConfigurationError, InfrastructureError, Superseded
 from workers.agent import AgentLoop
 from workers.arithmetic import settle_arithmetic, single_threaded_environment
@@ -29,6 +29,7 @@ from workers.clouds import watch_clouds
 from workers.messages import Close
 from workers.notice import pass_on_notices
 from workers.output import keep_output, redact_output
+from workers.redaction import FORWARD
 from workers.worker import run_worker
 from workers.writer import run_writer
 
@@ -50,6 +51,7 @@ LINGER_S = 20.0
 """Seconds that an actor stays after its life, for a coordinator to learn how it ended."""
 
 FORWARDED = (
+    FORWARD,
     "HOLDFAST_FAULTS",
     "HOLDFAST_NOTICES",
     "HOLDFAST_NOTICES_URL",

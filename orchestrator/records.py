@@ -47,7 +47,7 @@ class Records:
 
     def __init__(self, run: RunDirectory, observer: Teller, ledger: Ledger, meter: Meter) -> None:
         self._run = run
-        self._redactor = Redactor.of(os.environ)
+        self.redactor = Redactor.of(os.environ)
         self._observer = observer
         self.ledger = ledger
         self.meter = meter
@@ -96,7 +96,7 @@ class Records:
 
         What is secret is hidden from both.
         """
-        note = Note(note.kind, self._redactor.text(note.text), self._redactor.value(note.fields))
+        note = Note(note.kind, self.redactor.text(note.text), self.redactor.value(note.fields))
         entry = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "t": round(time.monotonic(), 4),
@@ -151,7 +151,7 @@ class Records:
                 if noted > self._stored:
                     self._run.write_journal(attempt, lines)
                     self._stored = noted
-                self._run.beat(attempt, {**self._redactor.value(self._sign()), "counter": self._beats})
+                self._run.beat(attempt, {**self.redactor.value(self._sign()), "counter": self._beats})
             except (StorageError, ConfigurationError) as error:
                 if strict:
                     raise

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.arguments import Parameters  # noqa: TC001 typer reads it
+from orchestrator.arguments import Parameters, parameters_of
 from orchestrator.ckpt import AsJson, RunDir  # noqa: TC001 typer reads them
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError, RunAlive
+from workers.redaction import HIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -171,6 +172,7 @@ def resume(
     from orchestrator.requests import is_at_work, rewind
     from orchestrator.status import open_run
 
+    parameters_of(settings)
     run = open_run(run_dir)
     if is_at_work(run.newest_beat()):
         raise RunAlive(f"{run_dir} is being trained: stop it first with `holdfast stop {run_dir}`")
@@ -197,6 +199,7 @@ def clone(
     from storage.store import open_store
     from storage.transfer import copy
 
+    parameters_of(settings)
     run = open_run(run_dir)
     command = _command_of(run)
     copied = copy(run.store.url if step is None else f"{run.store.url}#{step}", new_dir, lambda _: None)
@@ -221,7 +224,13 @@ def _command_of(run: RunDirectory) -> tuple[str, list[str]]:
             f"{run.store.url} was started in {folder}, which is not on this machine: give `holdfast run` the "
             "file and the options again"
         )
-    return folder, [str(word) for word in command]
+    words = [str(word) for word in command]
+    if any(HIDDEN in word for word in words):
+        raise ConfigurationError(
+            f"the command that {run.store.url} was started with held something secret, which is not on "
+            "record: give `holdfast run` the file and the options again"
+        )
+    return folder, words
 
 
 def _run(

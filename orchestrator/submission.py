@@ -26,9 +26,6 @@ RUN_DIR, NAME, VERSION = "holdfast_run_dir", "holdfast_name", "holdfast_version"
 LABELS = "HOLDFAST_NODE_LABELS"
 """An environment variable of the coordinator's: labels of the nodes that may have workers, K=V,K=V."""
 
-FORWARD = "HOLDFAST_FORWARD"
-"""An environment variable of the coordinator's: names of further ones that all processes of the run get."""
-
 EXCLUDED = (".git", ".venv*", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 """What of the working directory is not sent along; neither is what its .gitignore and .rayignore name."""
 

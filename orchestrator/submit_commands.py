@@ -17,8 +17,10 @@ from orchestrator import submission as sub
 from orchestrator.arguments import CpusPerWorker, Nodes, Parameters, Steps, Target, parameters_of, workers_of
 from orchestrator.ckpt import AsJson  # noqa: TC001 typer reads it
 from orchestrator.configured import Config, Configured
+from orchestrator.discretion import variables_of
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, RunAlive
+from workers.output import keep_secret
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +100,8 @@ def submit(
     from storage.store import open_store
 
     workers_of(workers)
-    parameters_of(settings)
+    names = sub.names_of([*(env or []), *variables_of(parameters_of(settings))], os.environ)
+    keep_secret(names)
     address = sub.check_address(address, os.environ, insecure=insecure)
     if retries < 0:
         raise ConfigurationError(f"--retries {retries}: give 0 or more")
@@ -122,7 +125,7 @@ def submit(
         run_dir=url,
         command=tuple(command),
         name=name or url.rstrip("/").rpartition("/")[2],
-        env=sub.names_of(env or [], os.environ),
+        env=names,
         working_dir=folder,
         excludes=excludes,
         pip=pip,

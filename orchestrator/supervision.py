@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.requests import STOP
 from orchestrator.restart import Restart, decide
 from orchestrator.spec import RestartPolicy
-from orchestrator.submission import AGAIN, FORWARD, LABELS, goes_on
+from orchestrator.submission import AGAIN, LABELS, goes_on
 from orchestrator.terminal import say
 from storage.errors import HoldfastError, InfrastructureError
 from storage.run_directory import RunDirectory
 from storage.store import open_store
+from workers.output import keep_secret, redact_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,13 +112,14 @@ def main() -> int:
     parser.add_argument("--label", action="append", default=[])
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
+    redact_output()
     try:
         if args.environment:
             from orchestrator.ray_jobs import take_environment
 
             variables = take_environment(args.environment)
             os.environ.update(variables)
-            os.environ[FORWARD] = ",".join(variables)
+            keep_secret(variables)
         if args.label:
             os.environ[LABELS] = ",".join(args.label)
         url = args.command[args.command.index("--run-dir") + 1]

@@ -41,10 +41,21 @@ def open_store(url: str) -> Store:
     if separator and scheme not in ("file", "local"):
         from storage.object_store import ObjectStore
 
+        _check_no_password(scheme, rest)
         return ObjectStore(url.rstrip("/"))
     from storage.file_store import FileStore
 
     return FileStore(os.path.abspath(rest if separator else os.path.expanduser(url)))
+
+
+def _check_no_password(scheme: str, rest: str) -> None:
+    netloc = rest.partition("/")[0]
+    user, at, host = netloc.rpartition("@")
+    if at and ":" in user:
+        raise ConfigurationError(
+            f"{scheme}://...@{host}: a URL is stored and shown, so it must hold no password: give that in "
+            "the environment or in a file, as the storage's own tools take it"
+        )
 
 
 def check_url(url: str) -> None:

@@ -41,7 +41,10 @@ def redact_output() -> None:
 def keep_secret(names: Iterable[str]) -> None:
     """From now on the values of these environment variables are secret, too, here and in what is started."""
     known = os.environ.get(FORWARD, "").split(",")
-    os.environ[FORWARD] = ",".join(dict.fromkeys(name for name in (*known, *names) if name))
+    named = dict.fromkeys(name for name in (*known, *names) if name)
+    if not named:
+        return
+    os.environ[FORWARD] = ",".join(named)
     for _, name in _STREAMS:
         stream = getattr(sys, name)
         if isinstance(stream, RedactedStream):

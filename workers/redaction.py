@@ -12,13 +12,15 @@ import base64
 import codecs
 import json
 import re
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, quote_plus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from contextlib import AbstractContextManager
+
+E = TypeVar("E", bound=BaseException)
 
 HIDDEN = "***"
 LEAST = 6
@@ -32,6 +34,9 @@ SECRET = re.compile(
     r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING|SAS|SIGNATURE|DATABASE_URL)$",
     re.IGNORECASE,
 )
+_OF_ERRORS = ("strerror", "filename", "filename2", "reason", "__notes__")
+"""Attributes that are not among the others, of OSErrors, UnicodeErrors and any."""
+
 _USERINFO = re.compile(r"(?<=://)([^\s/:@?#]*):[^\s/@?#]+(?=@)")
 _QUERY = re.compile(
     r"([?&;](?:[\w-]*(?:signature|token|secret|password|credential|api_?key|access_?key)|sig|key)=)[^&\s\"'#;]+",
@@ -67,15 +72,59 @@ class Redactor:
             text = self._values.sub(HIDDEN, text)
         return without_credentials(text)
 
-    def value(self, value: Any) -> Any:
-        """A JSON value, every text in it redacted; keys are kept."""
+    def hides(self, text: str) -> bool:
+        """Whether something in a text is secret."""
+        return self.text(text) != text
+
+    def value(self, value: Any, *, keys: bool = False) -> Any:
+        """A JSON value, every text in it redacted; those that are `keys` only if asked to."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
-            return {key: self.value(each) for key, each in value.items()}
+            return {
+                self.text(key) if keys else key: self.value(each, keys=keys) for key, each in value.items()
+            }
         if isinstance(value, list | tuple):
-            return [self.value(each) for each in value]
+            return [self.value(each, keys=keys) for each in value]
         return value
+
+    def error(self, error: E) -> E | RuntimeError:
+        """In place. An exception, and those that it came of, with what is secret hidden in their texts.
+
+        One that says it nevertheless is left out, or, if it is this one, a RuntimeError stands for it.
+        """
+        seen: set[int] = set()
+        waiting: list[BaseException] = [error]
+        while waiting:
+            each = waiting.pop()
+            seen.add(id(each))
+            if isinstance(each, BaseExceptionGroup):
+                waiting += [one for one in each.exceptions if id(one) not in seen and self._hide(one)]
+            for name in ("__cause__", "__context__"):
+                other = getattr(each, name)
+                if other is not None and id(other) not in seen:
+                    if self._hide(other):
+                        waiting.append(other)
+                    else:
+                        setattr(each, name, None)
+        if self._hide(error):
+            return error
+        return RuntimeError(f"{type(error).__name__}: {self.text(str(error))}")
+
+    def _hide(self, error: BaseException) -> bool:
+        """In place. Whether an exception says nothing secret any more."""
+        with suppress(Exception):
+            args = tuple(self.value(arg) if isinstance(arg, str | dict) else arg for arg in error.args)
+            if args != error.args:
+                error.args = args
+            texts = {**vars(error), **{name: getattr(error, name, None) for name in _OF_ERRORS}}
+            for name, text in texts.items():
+                if isinstance(text, str | list) and self.value(text) != text:
+                    setattr(error, name, self.value(text))
+        try:
+            return not self.hides(f"{error} {error!r}")
+        except Exception:  # noqa: BLE001 anybody's may fail to say anything
+            return False
 
     def told(self, text: str) -> int:
         """How much of a text that goes on can be judged: what follows may be the beginning of a secret, or

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from storage.errors import DataError, HoldfastError, UserCodeError
+from storage.errors import ConfigurationError, DataError, HoldfastError, UserCodeError
 from workers.channel import Channel, connect
 from workers.data import ReadsAhead, read_patiently
 from workers.data.order import order_of
 from workers.deadlines import BEAT_S
 from workers.faults import Fault, planned_fault
 from workers.parts import Parts
+from workers.redaction import Redactor
 from workers.rng import Purpose, Streams
 from workers.schedule import batch_indices, blocks, microbatches, tree_depth, tree_sum
 from workers.state import Arena
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from workers.course import Question
+    from workers.course import Answer, Question
     from workers.data import Dataset
     from workers.engine import Batch
     from workers.schedule import Remainder
@@ -55,11 +56,11 @@ def run_worker(address: str, rank: int, generation: int, source: bytes) -> None:
             task = Task.load(source)
             description = task.describe()
     except HoldfastError as error:
-        channel.send("failed", error)
+        channel.send("failed", _told(error))
         return
     except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
         text = f"{user_traceback(error)}the job could not be loaded: {summary(error)}"
-        channel.send("failed", UserCodeError(text))
+        channel.send("failed", _told(UserCodeError(text)))
         return
     channel.send("ready", description)
     with suppress(EOFError):  # the agent is gone, which ends this process
@@ -277,6 +278,7 @@ class Worker:
         assert self._task.callbacks is not None
         try:
             answer = self._task.callbacks.ask(question, self._params[buffer])
+            _check_not_secret(answer)
             self._strike(question.step, "callbacks")
         except (Exception, SystemExit) as error:  # noqa: BLE001 the user's code may raise anything
             self._report(ticket, items[0], error)
@@ -309,14 +311,14 @@ class Worker:
         """Take samples, again if they cannot be read; None if they never can, and the job skips such."""
 
         def tell(message: str) -> None:
-            self._channel.send("unreadable", ticket, item, message, False)
+            self._channel.send("unreadable", ticket, item, _redactor().text(message), False)
 
         try:
             return read_patiently(data, indices, tell, streams)
         except DataError as error:
             if not self._task.skips_unreadable:
                 raise
-            self._channel.send("unreadable", ticket, item, str(error), True)
+            self._channel.send("unreadable", ticket, item, str(_told(error)), True)
             return None
 
     def _strike(self, step: int, phase: str) -> bool:
@@ -326,7 +328,27 @@ class Worker:
     def _report(self, ticket: int, item: int, error: Exception | SystemExit) -> None:
         if not isinstance(error, HoldfastError):
             error = UserCodeError(user_traceback(error).rstrip())
-        self._channel.send("raised", ticket, item, error)
+        self._channel.send("raised", ticket, item, _told(error))
+
+
+def _redactor() -> Redactor:
+    """One that knows this process's environment as it is now: the user's code may have added to it."""
+    return Redactor.of(os.environ)
+
+
+def _told(error: Exception) -> Exception:
+    """An error as others may be told of it."""
+    return _redactor().error(error)
+
+
+def _check_not_secret(answer: Answer) -> None:
+    """Raise ConfigurationError if callbacks remember what is secret: it would be in each checkpoint."""
+    kept = {"state": answer.state, "logs": dict(answer.logs)}
+    if _redactor().value(kept, keys=True) != kept:
+        raise ConfigurationError(
+            "the callbacks remember, or log, something secret of the environment, which would be stored with "
+            "each checkpoint: let them take it from the environment whenever they need it"
+        )
 
 
 def end_with(channel: Channel) -> threading.Event:

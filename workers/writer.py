@@ -17,6 +17,7 @@ from storage.shards import plan
 from storage.store import open_store
 from workers.channel import Channel, connect
 from workers.faults import Fault, planned_fault
+from workers.redaction import Redactor
 from workers.state import Arena
 from workers.worker import CONNECT_TIMEOUT_S, end_with
 
@@ -54,7 +55,7 @@ def _serve(channel: Channel, fault: Fault | None) -> None:
             else:
                 _restore(channel, arena, fault, *arguments)
         except HoldfastError as error:
-            channel.send("failed", kind, error)
+            channel.send("failed", kind, Redactor.of(os.environ).error(error))
 
 
 def _write(
