@@ -51,7 +51,7 @@ def is_secret(name: str, value: str, redactor: Redactor) -> bool:
     """
     if variable_of(value) is not None:
         return False
-    return bool(len(value) >= LEAST and SECRET.search(name)) or redactor.hides(value)
+    return bool(len(value) >= LEAST and SECRET.search(name)) or redactor.hides(f"{name}={value}")
 
 
 def variable_of(value: str) -> str | None:

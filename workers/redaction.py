@@ -43,7 +43,8 @@ _QUERY = re.compile(
     re.IGNORECASE,
 )
 _CONNECTION = re.compile(
-    r"\b((?:Account|SharedAccess)Key|SharedAccessSignature|Password|Pwd)=[^;\s\"']+", re.IGNORECASE
+    r"\b((?:Account|SharedAccess)Key|SharedAccessSignature|Password|Pwd)=(?!env:\w+\b(?![^;\s\"',\]]))[^;\s\"']+",
+    re.IGNORECASE,
 )
 
 
