@@ -128,7 +128,8 @@ def _take(
 ) -> None:
     """In place. Give the model, its optimizer and its callbacks the state that a checkpoint holds.
 
-    When training is over, those are the weights of the best epoch, if a callback has had them kept.
+    When training is over, those are the weights of the best epoch, if a callback has had them kept, or else
+    their averages, if the optimizer has some.
     """
     import storage
     from storage.strict_json import unspelled
@@ -138,7 +139,8 @@ def _take(
 
     arrays = storage.load(url)
     kept, source = course["kept"], "params"
-    if over and any(map(keeps_best, asked)) and kept is not None and (kept + 1) * steps_per_epoch < step:
+    restores = over and any(map(keeps_best, asked)) and kept is not None
+    if restores and (kept + 1) * steps_per_epoch < step:
         source = BEST
     for path, variable in model.named_variables().items():
         variable.assign(arrays[f"{source}/{path}"])
@@ -148,6 +150,8 @@ def _take(
         for target, state in zip(trained, variables, strict=True):
             state.assign(arrays[f"slots/{slot}/{target.path}"])
     optimizer.steps = step
+    if over and not restores:
+        optimizer.finalize_variable_values(trained)
     if "learning_rate" in course["knobs"]:
         optimizer.learning_rate = unspelled(course["knobs"]["learning_rate"])
     model.stop_training = course["stopped"]

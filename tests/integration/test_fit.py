@@ -70,6 +70,20 @@ def test_a_job_and_fit_give_the_same_bits(tmp_path: Path, workers: int) -> None:
     assert state(local) == state(distributed)
 
 
+def test_a_job_ends_with_the_averages_as_fit_does(tmp_path: Path) -> None:
+    local, distributed = model(), model()
+    for made in (local, distributed):
+        loss = nn.losses.SparseCategoricalCrossentropy(from_logits=True)
+        made.compile(nn.optimizers.Adam(0.003, use_ema=True, ema_momentum=0.5), loss)
+    settings: dict[str, Any] = {"batch_size": 64, "epochs": 2, "microbatches": 4, "seed": 7}
+    local.fit(X, Y, verbose=0, **settings)
+    orchestrator.fit(distributed, X, Y, workers=2, run_dir=tmp_path / "run", runtime="process", **settings)
+    assert state(local) == state(distributed)
+    averages = distributed.optimizer.averages(distributed.trainable_weights)
+    for weight, average in zip(distributed.trainable_weights, averages, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), average)
+
+
 def test_mistakes_are_refused_in_one_line(tmp_path: Path) -> None:
     trained = model()
     trained.fit(X, Y, verbose=0)

@@ -187,3 +187,22 @@ def test_initializers_have_the_spread_and_the_config_of_keras(name):
     for of in (np.std, np.max, np.min):
         assert of(found) == pytest.approx(of(expected), rel=0.03 if of is np.std else 0.2, abs=1e-6)
     assert ours.get_config() == theirs.get_config()
+
+
+@pytest.mark.parametrize("frequency", [None, 3])
+@pytest.mark.parametrize("callback", [None, False, True])
+def test_fit_ends_with_the_averages_where_keras_does(frequency, callback):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((20, 3)).astype("float32")
+    y, kernel = x[:, :1] * 2 + 1, rng.standard_normal((3, 1)).astype("float32")
+    found = []
+    for lib in (nn, keras):
+        model = lib.Sequential([lib.Input((3,)), lib.layers.Dense(1)])
+        optimizer = lib.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.7, ema_overwrite_frequency=frequency)
+        model.compile(optimizer, "mse")
+        model.set_weights([kernel, np.zeros(1, "float32")])
+        callbacks = [] if callback is None else [lib.callbacks.SwapEMAWeights(swap_on_epoch=callback)]
+        model.fit(x, y, 4, 3, shuffle=False, verbose=0, validation_data=(x[:8], y[:8]), callbacks=callbacks)
+        found.append(model.get_weights())
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)

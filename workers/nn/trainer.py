@@ -25,7 +25,7 @@ from workers.reports import results
 from workers.schedule import combine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from workers.engine import Sums
     from workers.nn.callbacks import Callback
@@ -69,7 +69,8 @@ class Trainer:
 
         `x` is an array (a structure of them for several inputs), a `workers.data` dataset, or an iterable
         of batches `(x, y)` or `(x, y, sample_weight)`. The last batch of an epoch may be short, and counts
-        by its samples.
+        by its samples. With an optimizer that averages (`use_ema=True`) the model ends with the averages, as
+        in Keras: training that goes on after that goes on from them.
         """
         if seed is not None:
             self.seed = seed
@@ -95,26 +96,64 @@ class Trainer:
         self.stop_training = False
         position = Position(initial_epoch)
         fit = Fit(self, told, feed, position, seed)  # type: ignore[arg-type]  # a Model
-        told.tell("on_train_begin", None)
-        with contextlib.ExitStack() as stack:
-            for keeper in told.keepers:
-                stack.enter_context(keeper.following(fit))
-            while position.epoch < epochs and not (self.stop_training and position.is_between_epochs):
-                epoch = position.epoch
-                if position.is_between_epochs:
-                    told.tell("on_epoch_begin", epoch, None)
-                logs = self._epoch(training, fit, microbatches)
-                every = validation_freq
-                due = (epoch + 1) % every == 0 if isinstance(every, int) else epoch + 1 in every
-                if validation is not None and due:
-                    found = self._evaluate(validation, told)
-                    logs |= {f"val_{name}": value for name, value in found.items()}
-                told.tell("on_epoch_end", epoch, logs)
-                position.end_epoch(logs)
+        with told.undoing():
+            told.tell("on_train_begin", None)
+            with contextlib.ExitStack() as stack:
                 for keeper in told.keepers:
-                    keeper.between(fit, epoch_ended=True)
-        told.tell("on_train_end", position.logs)
+                    stack.enter_context(keeper.following(fit))
+                self._epochs(training, validation, fit, epochs, microbatches, validation_freq)
+            self._finalize()
+            told.tell("on_train_end", position.logs)
         return history
+
+    def _epochs(
+        self,
+        training: LocalTraining | None,
+        validation: Feed | None,
+        fit: Fit,
+        epochs: int,
+        microbatches: int,
+        validation_freq: int | Sequence[int],
+    ) -> None:
+        """The rest of the epochs."""
+        told, position, every = fit.told, fit.position, validation_freq
+        while position.epoch < epochs and not (self.stop_training and position.is_between_epochs):
+            epoch = position.epoch
+            if position.is_between_epochs:
+                told.tell("on_epoch_begin", epoch, None)
+            logs = self._epoch(training, fit, microbatches)
+            due = (epoch + 1) % every == 0 if isinstance(every, int) else epoch + 1 in every
+            if validation is not None and due:
+                found = self._validated(validation, fit)
+                logs |= {f"val_{name}": value for name, value in found.items()}
+            told.tell("on_epoch_end", epoch, logs)
+            position.end_epoch(logs)
+            for keeper in told.keepers:
+                keeper.between(fit, epoch_ended=True)
+
+    def _validated(self, feed: Feed, fit: Fit) -> dict[str, float]:
+        """The metrics of the validation data. A keeper that is told to stop does so between two batches.
+
+        What it keeps then is where the pass over the training data ended: the validation begins anew.
+        """
+        told, keepers = fit.told, fit.told.keepers
+        states = told.get_state() if keepers else []
+        found = self._evaluate(feed, told, lambda: any(keeper.is_told_to_stop for keeper in keepers))
+        if found is not None:
+            return found
+        told.undo()
+        told.set_state(states)
+        for keeper in keepers:
+            keeper.between(fit, epoch_ended=False)
+        raise AssertionError("a keeper that is told to stop stops")
+
+    def _finalize(self) -> None:
+        """In place. Where the optimizer averages the weights, end with the averages, as Keras does."""
+        optimizer = self._ready().optimizer
+        if optimizer.use_ema and optimizer.built and optimizer.steps:
+            trained = {id(variable) for variable in optimizer.targets}
+            weights = self.trainable_weights  # type: ignore[attr-defined]  # a Layer
+            optimizer.finalize_variable_values([each for each in weights if id(each) in trained])
 
     def _epoch(self, training: LocalTraining | None, fit: Fit, microbatches: int) -> dict[str, float]:
         """The rest of a pass over the data; the metrics over all of its samples."""
@@ -203,7 +242,9 @@ class Trainer:
         told = CallbackList([*bars, *(callbacks or ())], self, {"steps": feed.steps})  # type: ignore[arg-type]
         for bar in bars:
             bar.on_epoch_begin(0)
-        found = self._evaluate(feed, told)
+        with told.undoing():
+            found = self._evaluate(feed, told)
+        assert found is not None
         for bar in bars:
             bar.on_epoch_end(0, found)
         return found if return_dict else _listed(found)
@@ -214,7 +255,10 @@ class Trainer:
         """The metrics of these samples."""
         return self.evaluate(x, y, _rows(x), 0, sample_weight, return_dict=return_dict)
 
-    def _evaluate(self, feed: Feed, told: CallbackList) -> dict[str, float]:
+    def _evaluate(
+        self, feed: Feed, told: CallbackList, stops: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """The metrics of the data; None if `stops` said so after a batch."""
         told.tell("on_test_begin", None)
         training = self._training(feed, evaluates=True)
         assert training is not None
@@ -223,6 +267,8 @@ class Trainer:
             told.tell("on_test_batch_begin", number, None)
             parts[0, number] = training.evaluate(batch)
             told.tell("on_test_batch_end", number, None)
+            if stops():
+                return None
         found = results(training.reports, combine(parts, len(parts), np.add))
         told.tell("on_test_end", found)
         return found
@@ -240,14 +286,15 @@ class Trainer:
         """The outputs for all samples, as arrays."""
         feed = as_feed(x, None, None, batch_size, steps, shuffle=False)
         told = CallbackList(callbacks or (), self, {"steps": feed.steps})  # type: ignore[arg-type]  # a Model
-        told.tell("on_predict_begin", None)
         parts = []
-        for number, batch in enumerate(feed.in_order()):
-            told.tell("on_predict_batch_begin", number, None)
-            inputs = batch[0]
-            parts.append(map_structure(np.asarray, self(inputs, training=False)))  # type: ignore[operator]
-            told.tell("on_predict_batch_end", number, {"outputs": parts[-1]})
-        told.tell("on_predict_end", None)
+        with told.undoing():
+            told.tell("on_predict_begin", None)
+            for number, batch in enumerate(feed.in_order()):
+                told.tell("on_predict_batch_begin", number, None)
+                inputs = batch[0]
+                parts.append(map_structure(np.asarray, self(inputs, training=False)))  # type: ignore[operator]
+                told.tell("on_predict_batch_end", number, {"outputs": parts[-1]})
+            told.tell("on_predict_end", None)
         columns = [np.concatenate(arrays) for arrays in zip(*map(leaves, parts), strict=True)]
         places = iter(columns)
         return map_structure(lambda _: next(places), parts[0])

@@ -16,7 +16,7 @@ class SwapEMAWeights(Callback):
     (`use_ema=True`).
 
     With `swap_on_epoch`, callbacks that come after this one see them at the end of an epoch too. Unlike in
-    Keras 3.15, the weights are swapped back after `predict` as well.
+    Keras 3.15, the weights are swapped back after `predict` as well, and where one of these raises.
     """
 
     holds: ClassVar = ("_kept",)
@@ -45,6 +45,10 @@ class SwapEMAWeights(Callback):
         for variable, value in zip(self.model.trainable_weights, self._kept, strict=True):
             variable.assign(value)
         self._kept = None
+
+    def undo(self) -> None:
+        """Go back to the last weights."""
+        self._swap_back()
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Train on the last weights."""

@@ -50,9 +50,10 @@ class BackupAndRestore(StateKeeper):
     values). What user code draws from Python's or NumPy's global generators is not known here.
 
     `save_freq` is "epoch", a number of batches, or False for no saves but that on SIGTERM. On SIGTERM, if
-    `fit` runs in the main thread, the batch is finished and saved and the process ends with exit code 75
-    (SystemExit): call it again to go on. A save counts as a whole or not at all; with `double_checkpoint` the
-    one before stays too. When training is over, all is deleted with `delete_checkpoint`. Source: Keras.
+    `fit` runs in the main thread, the batch, be it one of validation, is finished, all is saved and the
+    process ends with exit code 75 (SystemExit): call it again to go on. A save counts as a whole or not at
+    all; with `double_checkpoint` the one before stays too. When training is over, all is deleted with
+    `delete_checkpoint`. Source: Keras.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class BackupAndRestore(StateKeeper):
         self.delete_checkpoint = delete_checkpoint
         self._url = f"{self.backup_dir.rstrip('/')}/{_NAME}"
         families.check_family(self._url)
-        self._is_told_to_stop = False
+        self.is_told_to_stop = False
 
     @contextlib.contextmanager
     def following(self, fit: Fit) -> Iterator[None]:
@@ -86,7 +87,7 @@ class BackupAndRestore(StateKeeper):
 
         Raises IncompatibleCheckpoint and ConfigurationError where that is of another training.
         """
-        self._is_told_to_stop = False
+        self.is_told_to_stop = False
         with _on_sigterm(self._stop):
             self._restore(fit)
             yield
@@ -97,7 +98,7 @@ class BackupAndRestore(StateKeeper):
             due = epoch_ended
         else:
             due = bool(self.save_freq) and not epoch_ended and fit.position.batches % self.save_freq == 0
-        stops = self._is_told_to_stop
+        stops = self.is_told_to_stop
         if due or stops:
             save(fit, self._url, generations=2 if self.double_checkpoint else 1)
         if stops:
@@ -119,7 +120,7 @@ class BackupAndRestore(StateKeeper):
                     os.rmdir(os.path.expanduser(self.backup_dir))
 
     def _stop(self) -> None:
-        self._is_told_to_stop = True
+        self.is_told_to_stop = True
 
     def _restore(self, fit: Fit) -> None:
         from workers.nn.train.stored import CHECKPOINT, open_stored

@@ -7,13 +7,14 @@ holds, so that a resumed training goes on as if it had not been interrupted.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from storage.strict_json import spelled, unspelled
 from workers.nn.lookup import check
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from workers.nn.model import Model
@@ -65,6 +66,9 @@ class Callback:
             if name in state:
                 setattr(self, name, unspelled(state[name]))
 
+    def undo(self) -> None:
+        """In place. Put back what was changed for a while: what was begun ended by an exception."""
+
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Training begins."""
 
@@ -114,6 +118,9 @@ class StateKeeper(Callback):
     It is told when the training stands between two batches or epochs, after all other callbacks.
     """
 
+    is_told_to_stop = False
+    """Whether `between` is to be called as soon as may be: it will end the training."""
+
     def following(self, fit: Fit) -> AbstractContextManager[None]:
         """What holds while the training lasts; on entering, it may be put where an earlier one stood."""
         raise NotImplementedError
@@ -133,6 +140,20 @@ class CallbackList:
             callback.set_params(params)
             callback.set_model(model)
         self._of_batches: dict[str, Sequence[Callback]] = {}
+
+    @contextmanager
+    def undoing(self) -> Iterator[None]:
+        """While it lasts, an exception has each put back what it has changed for a while."""
+        try:
+            yield
+        except BaseException:
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        """In place. Have each put back what it has changed for a while."""
+        for callback in reversed(self.callbacks):
+            callback.undo()
 
     def tell(self, moment: str, *arguments: Any) -> None:
         """Call the method `moment` of each."""

@@ -182,6 +182,53 @@ def test_section5_backup_and_restore_honours_sigterm(
     assert state(again) == state(whole)
 
 
+class Counting(nn.callbacks.Callback):
+    """Counts what it is told of validation, and asks the process to stop in the middle of one."""
+
+    remembers = ("begun", "batches")
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__()
+        self.at = at
+        self.begun = self.batches = 0
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self.begun += 1
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.batches += 1
+        if self.batches == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("averages", [False, True])
+@pytest.mark.parametrize("at", [2, 3, 8])  # of three batches an epoch
+def test_section5_on_sigterm_a_validation_is_left_for_the_next_time(
+    tmp_path: Path, at: int, averages: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def callbacks(asks: int | None = None) -> list[Any]:
+        log = nn.callbacks.CSVLogger(tmp_path / ("whole" if asks is None else "log"))
+        swap = [nn.callbacks.SwapEMAWeights()] if averages else []
+        return [*swap, log, *stateful(), Counting(asks)]
+
+    def made() -> Any:
+        return model(optimizer=nn.optimizers.Adam(use_ema=averages))
+
+    whole, ours = made(), callbacks()
+    fit(whole, *ours, epochs=4)
+    cut = made()
+    with pytest.raises(SystemExit) as caught:
+        fit(cut, *callbacks(at), BackupAndRestore(tmp_path / "b", False), epochs=4)
+    assert caught.value.code == 75
+    epoch = (at - 1) // 3
+    assert f"SIGTERM: training is saved after {epoch} epochs and 7 batches in" in capsys.readouterr().err
+    again, theirs = made(), callbacks(99)
+    fit(again, *theirs, BackupAndRestore(tmp_path / "b", False), epochs=4)
+    assert state(again) == state(whole)
+    assert [each.get_state() for each in theirs] == [each.get_state() for each in ours]
+    assert (tmp_path / "log").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 def test_in_another_thread_signals_are_left_alone(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     made = model()
