@@ -7,7 +7,7 @@ replaces what was there before, which goes once the new is whole.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -87,6 +87,8 @@ class Bundle:
     store: Store
     directory: str
     manifest: Manifest
+    seen: set[str] = field(default_factory=set, compare=False)
+    """Keys of the files whose bytes were read, and are what was written."""
 
     @property
     def url(self) -> str:
@@ -110,7 +112,9 @@ class Bundle:
         if max_nbytes is not None and self.nbytes(key) > max_nbytes:
             raise CorruptCheckpoint(f"{self.url}/{key} has {self.nbytes(key)} bytes, more than {max_nbytes}")
         with unless_deleted(self.store, self.directory):
-            return read_object(self.store, self.directory, self.manifest, key)
+            data = read_object(self.store, self.directory, self.manifest, key)
+        self.seen.add(key)
+        return data
 
     def read_into(self, key: str, buffers: Sequence[memoryview]) -> None:
         """In place. Fill the buffers, one behind the other, with just the bytes of a file.
@@ -127,6 +131,7 @@ class Bundle:
                 except ObjectMissing as exc:
                     raise CorruptCheckpoint(str(exc)) from exc
                 if count == info.nbytes and _digest(buffers) == info.blake3:
+                    self.seen.add(key)
                     return
             raise CorruptCheckpoint(f"{self.url}/{key} does not match the manifest's digest")
 

@@ -85,6 +85,17 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    @property
+    def nbytes(self) -> int:
+        """The size of its elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether all of it was read, and found good."""
+        chunk = chunk_shape(self.shape, self.dtype.itemsize)
+        return all(_chunk_key(self.key, place) in self.bundle.seen for place, _ in _parts(self.shape, chunk))
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         chunk = chunk_shape(self.shape, self.dtype.itemsize)
         nbytes = math.prod(chunk) * self.dtype.itemsize

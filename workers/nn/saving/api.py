@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from workers.nn.saving import documents, native, objects, onnx, signatures
 from workers.nn.saving.signatures import Signature
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
     from types import ModuleType
 
@@ -42,11 +41,15 @@ class Format:
     holds_models: bool = True
     save_formats: tuple[str, ...] = ()
     """The words for it in `save_format`."""
+    options: tuple[str, ...] = ()
+    """What its weights are loaded with beside what all are."""
 
     def load(self) -> ModuleType:
         """The module."""
         return importlib.import_module(self.module)
 
+
+_BY_NAME = ("names", "rename")
 
 FORMATS: tuple[Format, ...] = (
     Format(
@@ -64,9 +67,21 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format("Keras's file", "workers.nn.saving.keras_file", (".keras",), save_formats=("keras",)),
     Format("Keras 2's file", "workers.nn.saving.legacy_h5", (".h5", ".hdf5"), save_formats=("h5",)),
-    Format("NumPy's file", "workers.nn.saving.npz", (".npz",), holds_models=False),
-    Format("safetensors", "workers.nn.saving.safetensors_file", (".safetensors",), holds_models=False),
-    Format("TensorFlow's checkpoint", "workers.nn.saving.tensorflow", (".index",), holds_models=False),
+    Format("NumPy's file", "workers.nn.saving.npz", (".npz",), holds_models=False, options=_BY_NAME),
+    Format(
+        "safetensors",
+        "workers.nn.saving.safetensors_file",
+        (".safetensors",),
+        holds_models=False,
+        options=_BY_NAME,
+    ),
+    Format(
+        "TensorFlow's checkpoint",
+        "workers.nn.saving.tensorflow",
+        (".index",),
+        holds_models=False,
+        options=("root",),
+    ),
 )
 """Those with the longest endings first."""
 
@@ -174,15 +189,33 @@ def load_weights(
     """
     url = _url(path)
     found = format_at(url)
+    _check_options(url, found, options)
     if found is None:
         return native.load_weights(model, url, skip_mismatch=skip_mismatch, **options)
-    load = found.load().load_weights
-    taken = inspect.signature(load).parameters
-    unknown = options.keys() - taken.keys()
-    if unknown and not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
-        raise ConfigurationError(f"{url}: {found.name} is not loaded with {', '.join(sorted(unknown))}=")
-    status: Status = load(model, url, skip_mismatch=skip_mismatch, by_name=by_name, **options)
+    status: Status = found.load().load_weights(
+        model, url, skip_mismatch=skip_mismatch, by_name=by_name, **options
+    )
     return status
+
+
+def _check_options(url: str, found: Format | None, options: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for what weights of that format are not loaded with."""
+    name, known = ("Holdfast's format", _BY_NAME) if found is None else (found.name, found.options)
+    if unknown := sorted(options.keys() - {*known}):
+        taken = f": it takes {', '.join(f'{each}=' for each in known)}" if known else ""
+        raise ConfigurationError(
+            f"{url}: {name} is not loaded with {', '.join(f'{each}=' for each in unknown)}{taken}"
+        )
+    names, rename, root = (options.get(each) for each in (*_BY_NAME, "root"))
+    fits = names is None or (
+        isinstance(names, str | Sequence | Set) and all(isinstance(each, str) for each in names)
+    )
+    check(fits, f"load_weights: names={names!r}: give names or globs, such as ['dense/*']")
+    fits = rename is None or (
+        isinstance(rename, Mapping) and all(isinstance(each, str) for pair in rename.items() for each in pair)
+    )
+    check(fits, f"load_weights: rename={rename!r}: give stored names and new ones, such as {{'a/*': 'b/*'}}")
+    check(root is None or isinstance(root, str), f"load_weights: root={root!r}: give an attribute's name")
 
 
 def delete(path: str | Path) -> None:

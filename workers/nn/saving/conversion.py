@@ -29,6 +29,7 @@ from workers.nn.saving import api, named_arrays, native, onnx, signatures, tenso
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from storage.bundle import Bundle
     from workers.nn.layers.base import Layer
 
 WHOLE = ("weights", "architecture", "compile settings", "optimizer state", "seed")
@@ -80,6 +81,7 @@ RUN = Kind(
     ("weights", "optimizer state"),
     "every byte, by BLAKE3 and CRC-32C",
 )
+_OWN = (NATIVE, NATIVE_WEIGHTS, CHECKPOINT)
 _OTHERS = {
     f"{_SAVING}weights_h5": Kind(
         "Keras's weights (.weights.h5)",
@@ -157,13 +159,8 @@ def arrays_at(url: str, kind: Kind) -> dict[str, Any]:
     if kind is RUN:
         checkpoint = library.open(url)
         return {name: checkpoint[name] for name in checkpoint}
-    if kind in (NATIVE, NATIVE_WEIGHTS, CHECKPOINT):
-        bundle = open_files(url)
-        return {
-            name if part == "variables" else f"{part}/{name}": array
-            for part in ("variables", "optimizer")
-            for name, array in zarr_arrays.StoredArrays(bundle, part).items()
-        }
+    if kind in _OWN:
+        return {**_arrays_of(open_files(url))}
     if kind.module in (_NPZ, _SAFETENSORS):
         return named_arrays.load(url, npz.read if kind.module == _NPZ else safetensors_file.read)
     if kind.module == f"{_SAVING}tensorflow":
@@ -175,6 +172,14 @@ def arrays_at(url: str, kind: Kind) -> dict[str, Any]:
             return {name: np.asarray(array) for name, array in found.arrays.items()}
     with hdf5.reading(url) as found:
         return {name: np.asarray(array) for name, array in found.arrays.items()}
+
+
+def _arrays_of(bundle: Bundle) -> dict[str, zarr_arrays.StoredArray]:
+    return {
+        name if part == "variables" else f"{part}/{name}": array
+        for part in ("variables", "optimizer")
+        for name, array in zarr_arrays.StoredArrays(bundle, part).items()
+    }
 
 
 def verify(url: str) -> int:
@@ -194,15 +199,28 @@ def _verified(url: str, kind: Kind) -> int:
         report = library.verify(url)
         if report.faults:
             raise CorruptCheckpoint(str(report.faults[0]))
-    elif kind in (NATIVE, NATIVE_WEIGHTS, CHECKPOINT):
-        bundle = open_files(url)
-        for key in bundle:
-            bundle.read(key)
+        return sum(math.prod(each.shape) * each.dtype.itemsize for each in arrays_at(url, kind).values())
+    if kind in _OWN:
+        return _verified_bundle(open_files(url), kind)
     if kind.is_whole:
         with contextlib.suppress(CannotBeMade):  # of a class that only its maker has
             api.load_model(url)
-    arrays = [np.asarray(array) for array in arrays_at(url, kind).values()]
-    return sum(array.nbytes for array in arrays)
+    return sum(np.asarray(array).nbytes for array in arrays_at(url, kind).values())
+
+
+def _verified_bundle(bundle: Bundle, kind: Kind) -> int:
+    """As `_verified`; each file is read once."""
+    if kind.is_whole:
+        with contextlib.suppress(CannotBeMade):
+            native.model_of(bundle)
+    arrays = _arrays_of(bundle)
+    for array in arrays.values():
+        if not array.is_seen:
+            np.asarray(array)
+    for key in bundle:
+        if key not in bundle.seen:
+            bundle.read(key)
+    return sum(array.nbytes for array in arrays.values())
 
 
 @dataclass(frozen=True, slots=True)

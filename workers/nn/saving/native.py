@@ -105,7 +105,14 @@ def load_model(path: str, *, custom_objects: Mapping[str, Any] | None = None, co
     Where its classes are not known, a model of its graphs: it calls and trains alike. Raises
     ConfigurationError that names the class where there are no graphs either, CorruptCheckpoint.
     """
-    bundle, document = _open_model(path)
+    return model_of(open_files(path), custom_objects=custom_objects, compile=compile)
+
+
+def model_of(
+    bundle: Bundle, *, custom_objects: Mapping[str, Any] | None = None, compile: bool = True
+) -> Model:
+    """As `load_model`, of a directory that is open."""
+    document = _read_model(bundle)
     arrays = zarr_arrays.StoredArrays(bundle, state.WEIGHTS)
     model = _made(bundle, document, custom_objects)
     own = model.named_variables()
@@ -184,8 +191,8 @@ def load_weights(
 
 def load_signatures(path: str) -> tuple[Bundle, dict[str, Variable], Graphs, list[Signature]]:
     """What a saved model computes, over variables with their values: no class of it is needed."""
-    bundle, document = _open_model(path)
-    variables = _variables(document)
+    bundle = open_files(path)
+    variables = _variables(_read_model(bundle))
     _assign_all(variables, zarr_arrays.StoredArrays(bundle, state.WEIGHTS), bundle)
     graphs, found = _read_graphs(bundle, variables)
     return bundle, variables, graphs, found
@@ -246,8 +253,7 @@ def _serve(model: Model) -> Any:
 # -- what is read -------------------------------------------------------------------------------------------
 
 
-def _open_model(path: str) -> tuple[Bundle, dict[str, Any]]:
-    bundle = open_files(path)
+def _read_model(bundle: Bundle) -> dict[str, Any]:
     document = documents.read(bundle, "model.json")
     try:
         fields(document, "the model", _MODEL_FIELDS)
@@ -257,7 +263,7 @@ def _open_model(path: str) -> tuple[Bundle, dict[str, Any]]:
             raise ValueError(f"the format is not {_MODEL_FORMAT}")  # noqa: TRY301
     except ValueError as exc:
         raise CorruptCheckpoint(f"{bundle.url}/model.json: {exc}") from exc
-    return bundle, document
+    return document
 
 
 def _made(bundle: Bundle, document: Mapping[str, Any], custom_objects: Mapping[str, Any] | None) -> Model:

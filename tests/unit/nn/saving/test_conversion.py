@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 
 import storage
 from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
+from storage.object_store import ObjectStore
+from storage.store import open_store
+from storage.testing import MemoryStore
 from workers import nn
-from workers.nn.saving import conversion
+from workers.nn.saving import conversion, native
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -182,3 +186,31 @@ def test_a_model_of_a_class_that_is_not_known_is_described_by_its_arrays(tmp_pat
     assert "Own" in found["error"]
     assert len(found["variables"]) == 2
     assert conversion.verify(str(tmp_path / "m.keras")) == 40
+
+
+@pytest.mark.parametrize("kind", ["model", "without traces", "weights", "checkpoint"])
+def test_a_check_reads_arrays_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, model = MemoryStore(), trained()
+    url = f"{store.url}/m"
+    if kind == "weights":
+        model.save_weights(url)
+    elif kind == "checkpoint":
+        url = nn.train.Checkpoint(net=model).save(url)
+    else:
+        model.save(url, save_traces=kind == "model")
+    if kind == "without traces":
+        monkeypatch.setattr(native, "serialize", lambda _: None)
+    read: Counter[str] = Counter()
+    plain = ObjectStore.read
+
+    def counted(self: Any, key: str, start: int | None = None, stop: int | None = None) -> bytes:
+        data = plain(self, key, start, stop)
+        read[f"{self.url}/{key}"] += len(data)
+        return data
+
+    monkeypatch.setattr(ObjectStore, "read", counted)
+    sizes = {f"{url}/{key}": nbytes for key, nbytes in open_store(url).list("checkpoints").items()}
+    chunks = {key: nbytes for key, nbytes in sizes.items() if "/c/" in key}
+    assert conversion.verify(url) >= 67 * 4
+    assert {key: read[key] for key in chunks} == chunks
+    assert {*sizes} <= {*read}, "all of it was read"

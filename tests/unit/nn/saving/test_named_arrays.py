@@ -204,3 +204,37 @@ def test_any_byte_may_be_wrong(tmp_path: Path, ending: str, module: Any) -> None
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises((CheckpointError, ConfigurationError), match="there is no"):
         model().load_weights(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize(
+    "name", ["w", "w.npz", "w.safetensors", "w.weights.h5", "w.h5", "w.keras", "cp.index"]
+)
+def test_what_a_format_is_not_loaded_with_is_one_line(tmp_path: Path, name: str) -> None:
+    one, other = model(), model()
+    path = tmp_path / name
+    one.save(path) if name.endswith(".keras") else one.save_weights(path)
+    before = other.get_weights()
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"nmaes": ["dense/*"]}, "is not loaded with nmaes="),
+        ({"names": ["dense/*"], "rename": {}, "root": "net"}, "is not loaded with"),
+    ]
+    if name in ("w", "w.npz", "w.safetensors"):
+        mistakes += [
+            ({"names": 5}, "names=5: give names or globs"),
+            ({"names": ["dense/kernel", 3]}, "give names or globs"),
+            ({"rename": ["dense/*"]}, "give stored names and new ones"),
+            ({"rename": {"dense/*": 3}}, "give stored names and new ones"),
+        ]
+    elif name == "cp.index":
+        mistakes += [
+            ({"names": ["dense/*"]}, "is not loaded with names=: it takes root="),
+            ({"root": 5}, "root=5: give an attribute's name"),
+        ]
+    else:
+        mistakes += [({"names": ["dense/*"]}, r"is not loaded with names=$")]
+    for options, message in mistakes:
+        with pytest.raises(ConfigurationError, match=message) as caught:
+            other.load_weights(path, **options)
+        assert "\n" not in str(caught.value)
+    for a, b in zip(before, other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
