@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {"done": 0, "failed": 1, "preempted": 75, "interrupted": 130}
 
+_TELL_OF_A_RUN = {"run", "status", "stop", "kill", "resume", "clone", "submit", "chaos"}
+"""Commands whose JSON is a `Result`, when they fail, too."""
+
 app = typer.Typer(
     name="holdfast",
     no_args_is_help=True,
@@ -108,8 +111,13 @@ def _fail(message: str, code: int) -> int:
 
 def _report(status: str, error: str | None = None) -> None:
     """The result of a command that did not get as far as one, where JSON is asked for."""
-    if "--json" in sys.argv:
-        put(json.dumps(Result(run_dir=_argument("--run-dir"), status=status, error=error).to_json()))
+    if "--json" not in sys.argv:
+        return
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    doc: dict[str, Any] = {"status": status, "error": error}
+    if command in _TELL_OF_A_RUN:
+        doc = Result(run_dir=_argument("--run-dir"), status=status, error=error).to_json()
+    put(json.dumps(doc))
 
 
 def _complain(text: str) -> None:

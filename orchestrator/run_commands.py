@@ -75,10 +75,12 @@ def list_runs(
 
 
 def runs_below(parent: str) -> list[tuple[str, RunDirectory]]:
-    """The training runs directly below a directory, by name."""
+    """The training runs directly below a directory, by name; ConfigurationError if it is not there."""
     from storage.store import open_store
 
     store = open_store(parent)
+    if not store.is_there():
+        raise ConfigurationError(f"there is no directory {parent}: give the one in which runs are kept")
     return [(name, run) for name in store.children() if (run := _training_run(store, name)) is not None]
 
 

@@ -78,6 +78,15 @@ class FileStore(Store):
                 return []
             raise
 
+    def is_there(self) -> bool:
+        try:
+            os.stat(self.url)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # whoever lists it is told
+            return True
+        return True
+
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         path = self._readable(key)
         with translated("read", self.url, key), open(path, "rb", buffering=0, opener=_open_regular) as f:

@@ -11,7 +11,7 @@ import uuid
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from storage.errors import MissingExtra
+from storage.errors import MissingExtra, ObjectMissing
 from storage.file_store import BATCH_NBYTES, SCRATCH, batches
 from storage.layout import check_key, check_name
 from storage.remote_store import RemoteStore
@@ -80,6 +80,16 @@ class SshStore(RemoteStore):
             )
 
         return self._retrying("list", prefix, names)
+
+    def is_there(self) -> bool:
+        async def ask(session: Session) -> None:
+            await session.answer(session.sftp.stat(self._place.root))
+
+        try:
+            self._retrying("list", "", ask)
+        except ObjectMissing:
+            return False
+        return True
 
     def info(self, key: str) -> ObjectInfo:
         path = self._readable(key)

@@ -109,6 +109,10 @@ class Store(ABC):
     def children(self, prefix: str = "") -> Sequence[str]:
         """Keys of the directories directly below `prefix`, sorted; what is inside them is not looked at."""
 
+    def is_there(self) -> bool:
+        """Whether the directory itself is there; always where directories are but parts of names."""
+        return True
+
     @abstractmethod
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The object's bytes, or those of [start, stop) as far as they go; ObjectMissing if there is none."""

@@ -206,6 +206,10 @@ class StoreContract:
         assert [*store.children("none")] == []
         assert [*store.children("a/1")] == []
 
+    def test_a_directory_is_there_once_something_is_in_it(self, store: Store) -> None:
+        store.write("a", [b"x"])
+        assert store.is_there()
+
     def test_ranges_are_read_into_buffers(self, store: Store) -> None:
         store.write("k", [bytes(range(100))])
         first, second = bytearray(3), bytearray(4)

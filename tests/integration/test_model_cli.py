@@ -37,3 +37,8 @@ def test_mistakes_are_told_in_one_line(place: Place) -> None:
     place.cli("model", "show", "none").one_clear_line(2, "there is no model")
     place.cli("model", "convert", "none", "a.keras").one_clear_line(2, "there is no model")
     assert place.cli("model", "verify", "words.npz", "--json").expect(3).json["ok"] is False
+    for words in (["show", "none"], ["verify", "none"], ["convert", "none", "a.keras"], ["show"]):
+        failed = place.cli("model", *words, "--json").expect(2).json
+        assert failed.keys() == {"status", "error"}
+        assert failed["status"] == "failed"
+        assert failed["error"]

@@ -82,6 +82,14 @@ def test_runs_are_listed_with_how_they_stand(place: Place) -> None:
     assert lines[0].split() == ["RUN", "STATUS", "STEP", "LOSS", "RESTARTS", "DEATHS"]
     assert lines[1].split()[:3] == ["one", "done", "20"]
     assert "no runs" in place.cli("list", "runs/something").expect(0).stderr
+    place.cli("list", "nowhere").one_clear_line(2, "there is no directory nowhere")
+    place.cli("list", f"file://{place.root}/nowhere").one_clear_line(2, "there is no directory")
+    place.file("a-file", "text")
+    place.cli("list", "a-file").one_clear_line(2, "a-file")
+    assert "no runs" in place.cli("list", "memory://nowhere").expect(0).stderr
+    failed = place.cli("list", "nowhere", "--json").expect(2).json
+    assert failed.keys() == {"status", "error"}
+    assert failed["error"].startswith("there is no directory nowhere")
 
 
 def test_a_living_run_is_watched_to_its_end_and_not_resumed(place: Place) -> None:

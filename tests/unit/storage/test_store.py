@@ -36,6 +36,15 @@ class TestMemoryStore(StoreContract):
         return MemoryStore()
 
 
+def test_a_directory_that_does_not_exist_is_told_from_an_empty_one(tmp_path):
+    for url in (str(tmp_path), f"file://{tmp_path}"):
+        assert open_store(url).is_there()
+        assert not open_store(f"{url}/none").is_there()
+    (tmp_path / "file").touch()
+    assert not open_store(str(tmp_path / "file" / "below")).is_there()
+    assert MemoryStore().is_there(), "where nothing is, an object store tells nothing"
+
+
 def test_opening_touches_nothing(tmp_path):
     open_store(str(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
