@@ -25,6 +25,7 @@ class Discreet:
     def __init__(self, observer: Observer, redactor: Redactor) -> None:
         self._observer = observer
         self._redactor = redactor
+        self.draws = observer.draws
         self.progress: Callable[[Snapshot], None] = observer.progress
 
     def note(self, note: Note) -> None:
