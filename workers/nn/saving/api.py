@@ -242,6 +242,7 @@ def _signatures(model: Model, given: Given | Mapping[str, Given]) -> list[Signat
 
 
 def _url(path: str | Path) -> str:
+    check(isinstance(path, str | os.PathLike), f"{path!r} is no path: give a str, a pathlib.Path or a URL")
     url = os.fspath(path)
     check_url(url)
     return url

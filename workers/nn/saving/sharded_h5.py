@@ -51,6 +51,7 @@ def save_weights(model: Model, path: str, *, max_shard_size: float = DEFAULT_GIB
     """
     limit = max_shard_size * 1024**3
     check(limit > 0, f"max_shard_size must be a positive number of GiB, not {max_shard_size!r}")
+    weights_h5.check_built(model, path)
     arrays, names = weights_h5.contents(model)
     shards: list[dict[str, Any]] = [{}]
     size = 0

@@ -111,7 +111,7 @@ def planned(
     if bad and not skip_mismatch:
         faults = "; ".join(f"{name} {fault}" for name, fault in [*bad.items()][:_SHOWN])
         raise IncompatibleCheckpoint(f"{where}: {len(bad)} of {len(shared)} arrays do not fit: {faults}")
-    if not fitting and variables:
+    if not fitting and variables and not bad:
         raise IncompatibleCheckpoint(
             f"{where} has nothing for this model: it holds {listed(unused) or 'nothing'}, and the model has "
             f"{listed(missing)}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from storage.formats import hdf5
 from workers.nn.layers.base import Layer
-from workers.nn.lookup import snake_case
+from workers.nn.lookup import check, snake_case
 from workers.nn.model import Functional
 from workers.nn.saving import legacy_h5
 from workers.nn.saving.seeds import restore_seed, seed_attribute
@@ -37,7 +37,8 @@ def recognises(path: str) -> bool:
 
 
 def save_weights(model: Model, path: str) -> None:
-    """Write the weights, and the optimizer's variables if it is built."""
+    """Write a built model's weights, and the optimizer's variables if it is built."""
+    check_built(model, path)
     hdf5.write(path, *contents(model))
 
 
@@ -95,10 +96,19 @@ def restore(model: Model, file: hdf5.Contents, where: str, *, skip_mismatch: boo
             variables[name] = variable
             names[f"{OPTIMIZER}/vars/{i}"] = name
     found = {names.get(path, path): array for path, array in arrays.items() if _SEEDS not in path.split("/")}
+    if not found.keys() <= variables.keys():
+        check_built(model, where)  # what is not there yet would be left out
     status = assign(variables, found, where, skip_mismatch=skip_mismatch)
     if f"{OPTIMIZER}/iteration" in status.restored:
         restore_seed(model, file.groups[""])
     return status
+
+
+def check_built(model: Model, where: str) -> None:
+    """Raise ConfigurationError for a model that may lack variables yet."""
+    check(
+        model.built, f"{where}: the model is not built: call it on data, or build it with the input's shape"
+    )
 
 
 def _places(owner: Layer, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Layer]]:

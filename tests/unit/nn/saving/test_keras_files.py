@@ -542,3 +542,23 @@ def test_row_29_files_that_do_not_belong_together_are_refused(tmp_path: Path) ->
         model.save_weights(index, max_shard_size=0)
     with pytest.raises(ConfigurationError, match=r"are named X.weights.json"):
         model.save_weights(tmp_path / "m.h5", max_shard_size=1)
+
+
+@pytest.mark.parametrize("name", ["w.weights.h5", "w.weights.json", "w.keras"])
+def test_row_07_a_model_that_is_not_built_would_lose_its_weights(tmp_path: Path, name: str) -> None:
+    built = nn.Sequential([nn.Input((4,)), nn.Dense(3), nn.Dense(2)])
+    path = tmp_path / name
+    if name.endswith(".keras"):
+        built.save(path)
+    else:
+        built.save_weights(path, max_shard_size=1 if name.endswith(".json") else None)
+    other = nn.Sequential([nn.Dense(3), nn.Dense(2)])
+    with pytest.raises(ConfigurationError, match="the model is not built: call it on data, or build it"):
+        other.load_weights(path)
+    other.build((None, 4))
+    other.load_weights(path).assert_consumed()
+    np.testing.assert_array_equal(np.asarray(other(np.ones((1, 4)))), np.asarray(built(np.ones((1, 4)))))
+    if not name.endswith(".keras"):  # which holds an architecture, at least
+        with pytest.raises(ConfigurationError, match="the model is not built"):
+            nn.Sequential([nn.Dense(3)]).save_weights(tmp_path / f"not-{name}")
+        assert not (tmp_path / f"not-{name}").exists()

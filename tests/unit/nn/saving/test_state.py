@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,6 +11,9 @@ import pytest
 from storage.errors import ConfigurationError, IncompatibleCheckpoint
 from workers import nn
 from workers.nn.saving import state
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def network(units: int = 3) -> Any:
@@ -119,3 +122,24 @@ def test_row_16_in_order_a_wrong_count_or_shape_raises_and_changes_nothing() -> 
     with pytest.raises(ValueError, match=r"b/bias has shape \(3,\), and \(9,\) was found"):
         model.set_weights(wrong)
     assert all(map(np.array_equal, model.get_weights(), weights))
+
+
+@pytest.mark.parametrize("name", ["w", "w.npz", "w.weights.h5", "w.safetensors"])
+def test_where_every_shape_differs_all_can_be_left_out(tmp_path: Path, name: str) -> None:
+    one = nn.Sequential([nn.Input((4,)), nn.Dense(3)])
+    other = nn.Sequential([nn.Input((4,)), nn.Dense(5)])
+    one.save_weights(tmp_path / name)
+    before = other.get_weights()
+    status = other.load_weights(tmp_path / name, skip_mismatch=True).expect_partial()
+    assert (len(status.restored), len(status.missing)) == (0, 2)
+    for a, b in zip(before, other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_no_path_is_told() -> None:
+    model = nn.Sequential([nn.Input((4,)), nn.Dense(3)])
+    calls: list[Any] = [model.save, model.save_weights, model.load_weights, nn.load_model]
+    for call in calls:
+        for path in (None, 5, b"model"):
+            with pytest.raises(ConfigurationError, match="is no path: give a str"):
+                call(path)
