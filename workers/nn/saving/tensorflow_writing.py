@@ -148,6 +148,10 @@ class _Graph:
                 found = self.node(name, np.asarray(child.numpy()) if is_variable else None)
                 self.known[id(child)] = found
                 if isinstance(child, Optimizer):
+                    if key in numbers:
+                        raise ConfigurationError(
+                            f"a layer has the name {key!r}, under which the optimizer is saved: name it otherwise"
+                        )
                     optimizers.append((child, found))
                 elif not is_variable:
                     self._add(child, found, optimizers)

@@ -299,3 +299,11 @@ def test_a_model_without_weights_is_not_written(tmp_path: Path) -> None:
 def test_models_are_not_saved_as_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="holds weights alone"):
         sequential().save(str(tmp_path / "ckpt.index"))
+
+
+def test_a_layer_that_is_named_as_the_optimizer_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential([nn.Input((4,)), nn.Dense(3, name="optimizer")])
+    model.compile("adam", "mse")
+    with pytest.raises(ConfigurationError, match="a layer has the name 'optimizer'"):
+        model.save_weights(tmp_path / "cp.index")
+    assert not [*tmp_path.iterdir()]
