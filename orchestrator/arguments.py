@@ -18,6 +18,12 @@ Parameters = Annotated[
 Steps = Annotated[int | None, typer.Option(help="Steps to train, instead of the job's.")]
 CpusPerWorker = Annotated[float, typer.Option(metavar="C", help="CPUs that Ray reserves for each.")]
 Nodes = Annotated[int, typer.Option(metavar="N", help="Nodes to spread over at least.")]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure", help="Allow a cluster's plain HTTP address on another machine, without a token."
+    ),
+]
 
 
 def workers_of(text: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.filesize import decimal
 
+from orchestrator.arguments import Insecure  # noqa: TC001 typer reads it
 from orchestrator.terminal import put, say
 from storage.errors import CheckpointError, ConfigurationError, HoldfastError, ObjectMissing
 
@@ -49,7 +50,13 @@ def _interrupt(number: int, frame: object) -> None:
     raise Interrupted
 
 
-RunDir = Annotated[str, typer.Argument(metavar="RUN_DIR", help="A run directory: a path, or any fsspec URL.")]
+RunDir = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_DIR",
+        help="A run directory: a path, or any fsspec URL; or http://HOST:PORT#NAME on a Ray cluster.",
+    ),
+]
 Address = Annotated[
     str, typer.Argument(metavar="ADDRESS", help="RUN_DIR for its latest, RUN_DIR#STEP, or its own URL.")
 ]
@@ -57,7 +64,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and n
 
 
 @ckpt.command("ls")
-def ls(run_dir: RunDir, as_json: AsJson = False) -> int:
+def ls(run_dir: RunDir, insecure: Insecure = False, as_json: AsJson = False) -> int:
     """List the checkpoints of a run, oldest first, and what each is worth.
 
     holdfast ckpt ls runs/digits
@@ -65,7 +72,7 @@ def ls(run_dir: RunDir, as_json: AsJson = False) -> int:
     from orchestrator.status import open_run
     from storage import catalog
 
-    run = open_run(run_dir)
+    run = open_run(run_dir, insecure=insecure)
     entries = run.entries()
     pins, verified = run.pins(), run.on_record(catalog.VERIFIED)
     if as_json:
@@ -366,6 +373,7 @@ def gc(
     invalid: Annotated[
         bool, typer.Option("--invalid", help="Also complete checkpoints that are on no line any more.")
     ] = False,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
     """Delete what earlier attempts have left incomplete.
@@ -376,7 +384,7 @@ def gc(
 
     if not 0 <= grace < math.inf:
         raise ConfigurationError(f"--grace {grace:g}: give seconds, 0 or more")
-    run = open_run(run_dir)
+    run = open_run(run_dir, insecure=insecure)
     if not dry_run:
         _refuse_living(run)
     found = run.collect(grace, invalid=invalid, dry_run=dry_run)
@@ -398,19 +406,7 @@ def _refuse_living(run: RunDirectory) -> None:
 
     beat = run.newest_beat()
     if beat is not None:
-        check_not_alive(beat, run, _Told())
-
-
-class _Told:
-    """Passes on to the user that he has to wait."""
-
-    draws = False
-
-    def note(self, note: Any) -> None:
-        say(note.text)
-
-    def progress(self, snapshot: Any) -> None:
-        pass
+        check_not_alive(beat, run, say)
 
 
 @ckpt.command("pin")

@@ -27,12 +27,22 @@ from orchestrator import (
     run_commands,
     submit_commands,
 )
-from orchestrator.arguments import CpusPerWorker, Nodes, Parameters, Steps, Target, parameters_of, workers_of
+from orchestrator.arguments import (
+    CpusPerWorker,
+    Insecure,
+    Nodes,
+    Parameters,
+    Steps,
+    Target,
+    parameters_of,
+    workers_of,
+)
 from orchestrator.ckpt import Interrupted, RunDir, ckpt
 from orchestrator.configured import Config, Configured
 from orchestrator.discretion import variables_of
 from orchestrator.model_commands import model
 from orchestrator.result import Result
+from orchestrator.submission import submitted_from
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError
 from workers.output import keep_secret, redact_output
@@ -234,6 +244,7 @@ def run(
         take_over=take_over,
         command=tuple(sys.argv[1:]),
         folder=os.getcwd(),
+        submitted=submitted_from(os.environ),
     )
     with _result_only(), ExitStack() as shown:
         observer: Observer = shown.enter_context(make_display())
@@ -373,6 +384,7 @@ def chaos(
 def scale(
     run_dir: RunDir,
     workers: Annotated[str, typer.Argument(metavar="N | MIN:MAX", help="Workers to train with from now on.")],
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
     """Give a run that is at work another number of workers; it goes on with the same bits.
@@ -383,7 +395,7 @@ def scale(
     from orchestrator.status import open_run
 
     least, most = workers_of(workers)
-    scale(open_run(run_dir), least, most)
+    scale(open_run(run_dir, insecure=insecure), least, most)
     if as_json:
         put(json.dumps({"run_dir": run_dir, "workers": [least, most]}))
         return 0
@@ -396,6 +408,7 @@ def scale(
 def status(
     run_dir: RunDir,
     watch: Annotated[bool, typer.Option("--watch", help="Tell it again each second until it ends.")] = False,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
     """Tell how a run stands, from its directory alone.
@@ -404,7 +417,7 @@ def status(
     """
     from orchestrator.status import open_run, read_status
 
-    run, told = open_run(run_dir), ""
+    run, told = open_run(run_dir, insecure=insecure), ""
     while True:
         result, beat = read_status(run)
         text = json.dumps(result.to_json()) if as_json else summary(result, with_error=True)

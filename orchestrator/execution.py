@@ -45,7 +45,7 @@ from workers.redaction import Redactor
 from workers.task import state_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
 
     from orchestrator.machine import State
@@ -89,6 +89,9 @@ class Request:
 
     folder: str = ""
     """Where that was given."""
+
+    submitted: Mapping[str, Any] | None = None
+    """`command` and `folder` of the `holdfast submit` that this is part of, on the machine of who gave it."""
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -162,7 +165,7 @@ class _Execution:
         if beat is not None:
             check_beat(beat, self._url)
         if beat is not None and not request.take_over:
-            check_not_alive(beat, run, observer)
+            check_not_alive(beat, run, lambda text: observer.note(Note("waiting", text, {})))
         ledger, damaged = read_ledger(run, beat)
         for text in damaged:
             observer.note(Note("storage", f"what happened before is not known in full: {text}", {}))
@@ -287,6 +290,7 @@ class _Execution:
             "detection_s": 0.0 if after == books.COORDINATOR_KILLED else None,
             "command": list(self._request.command),
             "folder": self._request.folder,
+            "submitted": self._request.submitted,
         }
         self._records.note(Note("began", "", fields))
         for note in grants:
@@ -433,10 +437,11 @@ def _absence(beat: dict[str, Any] | None) -> str:
     return f"its last sign of life was {max(0.0, time.monotonic() - t):.0f} s before"
 
 
-def check_not_alive(beat: dict[str, Any], run: RunDirectory, observer: Observer) -> None:
+def check_not_alive(beat: dict[str, Any], run: RunDirectory, tell: Callable[[str], object]) -> None:
     """Raise RunAlive if the coordinator that gave this sign of life still works.
 
-    On this host that is known at once; of another host its sign of life is watched for a while.
+    On this host that is known at once; of another host its sign of life is watched for a while, which `tell`
+    is told of.
     """
     check_beat(beat, run.store.url)
     if beat["closed"]:
@@ -444,7 +449,7 @@ def check_not_alive(beat: dict[str, Any], run: RunDirectory, observer: Observer)
     where = f"process {beat['pid']} on {beat['host']}"
     alive = lives(beat)
     if alive is None:
-        observer.note(Note("waiting", f"waiting {SIGN_OF_LIFE_S:.0f} s for a sign of life of {where}", {}))
+        tell(f"waiting {SIGN_OF_LIFE_S:.0f} s for a sign of life of {where}")
         deadline = time.monotonic() + SIGN_OF_LIFE_S
         while not alive and time.monotonic() < deadline:
             time.sleep(1.0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.arguments import Insecure  # noqa: TC001 typer reads it
 from orchestrator.ckpt import AsJson, RunDir  # noqa: TC001 typer reads them
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError
@@ -30,6 +31,7 @@ def logs(
     attempt: Annotated[int | None, typer.Option(min=1, metavar="K", help="Of this attempt alone.")] = None,
     rank: Annotated[int | None, typer.Option(min=0, metavar="R", help="Of the workers of this rank.")] = None,
     coordinator: Annotated[bool, typer.Option("--coordinator", help="The coordinators' alone.")] = False,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
     """Show what a run has printed, of all its processes and attempts, and what happened to it, by time.
@@ -52,7 +54,7 @@ def logs(
             return bool(line["role"] == COORDINATOR)
         return rank is None or (line["role"] == "worker" and line["rank"] == rank)
 
-    run = open_run(run_dir)
+    run = open_run(run_dir, insecure=insecure)
     reader = LogReader(run, wanted)
     shown = 0
     while True:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.arguments import Insecure  # noqa: TC001 typer reads it
 from orchestrator.ckpt import RunDir  # noqa: TC001 typer reads it
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError
@@ -33,6 +34,7 @@ def metrics(
     plot: Annotated[
         str | None, typer.Option(metavar="FILE", help="Draw the curves: a .png, .svg or .pdf.")
     ] = None,
+    insecure: Insecure = False,
 ) -> int:
     """Show what each step of a run has measured; without an option, twenty steps from the first to the last.
 
@@ -43,7 +45,7 @@ def metrics(
 
     if as_csv and as_json:
         raise ConfigurationError("--csv and --json: give one of them")
-    table = read_metrics(open_run(run_dir).store.url)
+    table = read_metrics(open_run(run_dir, insecure=insecure).store.url)
     if last:
         table = table.slice(max(0, table.num_rows - 1))
     if plot is not None:

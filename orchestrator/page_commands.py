@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.arguments import Insecure  # noqa: TC001 typer reads it
 from orchestrator.ckpt import AsJson, RunDir  # noqa: TC001 typer reads them
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError
@@ -56,6 +57,7 @@ def ui(
 def report(
     run_dir: RunDir,
     out: Annotated[str, typer.Option("--out", metavar="FILE", help="The file: a path, or any URL.")],
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
     """Write the page of a run as one file, which needs nothing else.
@@ -66,7 +68,7 @@ def report(
     from orchestrator.status import open_run
     from storage.files import file_at
 
-    run = open_run(run_dir)
+    run = open_run(run_dir, insecure=insecure)
     name = os.path.basename(run.store.url.rstrip("/"))
     data = document.report(view.view_of(run, name)).encode()
     file_at(out).write(data)

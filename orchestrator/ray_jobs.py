@@ -60,15 +60,24 @@ class JobServer:
         """A job; None if the server knows of none. Raises InfrastructureError if it does not answer."""
         return next((job for job in self.jobs() if job.id == id_), None)
 
-    def submit(self, submission: Submission, values: Mapping[str, str]) -> str:
+    def living(self, run_dir: str) -> Job | None:
+        """The job of a run that Ray does not have down as ended; None if there is none."""
+        return next((job for job in self.jobs() if job.run_dir == run_dir and not job.ended), None)
+
+    def stop(self, id_: str) -> None:
+        """Have Ray stop a job: SIGTERM, and seconds later SIGKILL. Its end is not waited for."""
+        with _translated(self.address):
+            self._client.stop_job(id_)
+
+    def submit(self, submission: Submission, variables: Mapping[str, str]) -> str:
         """Submit the supervisor job; returns its id.
 
-        `values` are those of the environment variables; they are uploaded apart, and the job takes them away.
-        Raises RunAlive if another has just submitted the same run.
+        `variables` are the submission's, with their values; they are uploaded apart, and the job takes them
+        away. Raises RunAlive if another has just submitted the same run.
         """
         digest = hashlib.blake2b(submission.run_dir.encode(), digest_size=6).hexdigest()
         id_ = next_id(f"holdfast-{digest}", self.jobs())
-        package = self._upload(values) if values else ""
+        package = self._upload(variables)
         selector = dict(submission.on_demand)
         try:
             with _translated(self.address):
@@ -85,11 +94,11 @@ class JobServer:
             raise
         return id_
 
-    def _upload(self, values: Mapping[str, str]) -> str:
+    def _upload(self, variables: Mapping[str, str]) -> str:
         name = _PACKAGE.format(secrets.token_hex(16))
         with _translated(self.address):
             answer = self._client._do_request(
-                "PUT", f"/api/packages/gcs/{name}", data=json.dumps(dict(values)).encode()
+                "PUT", f"/api/packages/gcs/{name}", data=json.dumps(dict(variables)).encode()
             )
         if answer.status_code != 200:
             raise InfrastructureError(f"{self.address} does not take the environment: {answer.status_code}")
@@ -135,10 +144,11 @@ class Follower:
                 self._passed = seen
 
 
-def run_dir_of(address: str) -> str:
-    """The run directory of `http://HOST:PORT[#NAME]`. Raises ConfigurationError."""
-    server, _, name = address.partition("#")
-    return find_run(JobServer(server).jobs(), name, server)
+def find_submitted(address: str, *, insecure: bool = False) -> tuple[JobServer, str]:
+    """The job server of `http://HOST:PORT[#NAME]`, and the run's directory. Raises ConfigurationError."""
+    url, _, name = address.partition("#")
+    server = JobServer(url, insecure=insecure)
+    return server, find_run(server.jobs(), name, server.address)
 
 
 def take_environment(package: str) -> dict[str, str]:
@@ -207,5 +217,5 @@ def _translated(address: str) -> Iterator[None]:
         if "already exists" in text:
             first = "it already exists"
         raise InfrastructureError(
-            f"the job server at {address} does not answer ({first}): check --address"
+            f"the job server at {address} does not answer ({first}): check the address"
         ) from error

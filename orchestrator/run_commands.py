@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.arguments import Parameters, parameters_of
+from orchestrator.arguments import Insecure, Parameters, parameters_of
 from orchestrator.ckpt import AsJson, RunDir  # noqa: TC001 typer reads them
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError, RunAlive
@@ -19,6 +20,7 @@ from workers.redaction import HIDDEN
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.ray_jobs import JobServer
     from orchestrator.result import Result
     from storage.run_directory import RunDirectory
     from storage.store import Store
@@ -48,6 +50,7 @@ def list_runs(
             metavar="PARENT_DIR | ADDRESS", help="Where runs are kept: a path or a URL; or a Ray cluster."
         ),
     ],
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
     """List the runs directly below a directory, or those submitted to a cluster, and how each stands.
@@ -59,7 +62,8 @@ def list_runs(
     from orchestrator.submit_commands import list_cluster
 
     found: list[tuple[str, Result | None, str]] = []
-    for name, run in list_cluster(parent) if is_address(parent) else runs_below(parent):
+    runs = list_cluster(parent, insecure=insecure) if is_address(parent) else runs_below(parent)
+    for name, run in runs:
         try:
             found.append((name, read_status(run)[0], ""))
         except HoldfastError as error:
@@ -125,34 +129,42 @@ def _table(found: Sequence[tuple[str, Result | None, str]]) -> list[str]:
 def stop(
     run_dir: RunDir,
     timeout: Timeout = STOP_S,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
     """Stop a run that is at work, with a checkpoint of the step it has come to, and wait for its end.
 
     holdfast stop runs/digits
     """
-    return _end(run_dir, checkpoint=True, timeout_s=timeout, as_json=as_json)
+    return _end(run_dir, checkpoint=True, timeout_s=timeout, insecure=insecure, as_json=as_json)
 
 
 def kill(
     run_dir: RunDir,
     timeout: Timeout = KILL_S,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
     """End a run at once, without a checkpoint; it can be resumed from the last one.
 
     holdfast kill runs/digits
     """
-    return _end(run_dir, checkpoint=False, timeout_s=timeout, as_json=as_json)
+    return _end(run_dir, checkpoint=False, timeout_s=timeout, insecure=insecure, as_json=as_json)
 
 
-def _end(run_dir: str, *, checkpoint: bool, timeout_s: float, as_json: bool) -> int:
+def _end(run_dir: str, *, checkpoint: bool, timeout_s: float, insecure: bool, as_json: bool) -> int:
     from orchestrator.cli import summary
     from orchestrator.requests import stop
     from orchestrator.status import open_run, read_status
+    from orchestrator.submission import is_address
+    from orchestrator.submit_commands import end_submitted
 
-    run = open_run(run_dir)
-    if not stop(run, checkpoint=checkpoint, timeout_s=timeout_s):
+    if is_address(run_dir):
+        stopped, run = end_submitted(run_dir, checkpoint=checkpoint, timeout_s=timeout_s, insecure=insecure)
+    else:
+        run = open_run(run_dir)
+        stopped = stop(run, checkpoint=checkpoint, timeout_s=timeout_s)
+    if not stopped:
         say(f"{run_dir} is not being trained: there is nothing to stop")
     result, _ = read_status(run)
     put(json.dumps(result.to_json()) if as_json else summary(result, with_error=True))
@@ -165,23 +177,23 @@ def resume(
     workers: Workers = None,
     steps: Steps = None,
     settings: Parameters = None,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
-    """Go on with a run by the command that it was started with last.
+    """Go on with a run by the command that it was started with last; one that was submitted is so again.
 
     holdfast resume runs/digits --workers 4
     """
-    from orchestrator.requests import is_at_work, rewind
-    from orchestrator.status import open_run
+    from orchestrator.requests import rewind
 
     parameters_of(settings)
-    run = open_run(run_dir)
-    if is_at_work(run.newest_beat()):
-        raise RunAlive(f"{run_dir} is being trained: stop it first with `holdfast stop {run_dir}`")
+    run, server = _at(run_dir, insecure=insecure)
+    _check_free(run, run_dir, server)
     command = _command_of(run)
+    more = [] if server is None else _to(server, insecure=insecure)
     if step is not None:
         rewind(run, step)
-    return _run(command, run.store.url, workers, steps, settings, as_json=as_json)
+    return _run(command, run.store.url, workers, steps, settings, more, as_json=as_json)
 
 
 def clone(
@@ -191,26 +203,63 @@ def clone(
     workers: Workers = None,
     steps: Steps = None,
     settings: Parameters = None,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
     """Begin another run with a checkpoint of this one, and with other settings.
 
     holdfast clone runs/digits runs/longer --set steps=2000
     """
-    from orchestrator.status import open_run
     from storage.store import open_store
     from storage.transfer import copy
 
     parameters_of(settings)
-    run = open_run(run_dir)
+    run, server = _at(run_dir, insecure=insecure)
     command = _command_of(run)
+    more = [] if server is None else _to(server, insecure=insecure)
     copied = copy(run.store.url if step is None else f"{run.store.url}#{step}", new_dir, lambda _: None)
     say(f"{copied.url}: copied and checked")
-    return _run(command, open_store(new_dir).url, workers, steps, settings, as_json=as_json)
+    url = open_store(new_dir).url
+    if command[1][0] == "submit":
+        more += ["--name", url.rstrip("/").rpartition("/")[2]]
+    return _run(command, url, workers, steps, settings, more, as_json=as_json)
+
+
+def _at(run_dir: str, *, insecure: bool) -> tuple[RunDirectory, JobServer | None]:
+    """The run, and the job server that it was found by, if it was."""
+    from orchestrator.status import open_run
+    from orchestrator.submission import is_address
+
+    if not is_address(run_dir):
+        return open_run(run_dir), None
+    from orchestrator.ray_jobs import find_submitted
+
+    server, url = find_submitted(run_dir, insecure=insecure)
+    return open_run(url), server
+
+
+def _to(server: JobServer, *, insecure: bool) -> list[str]:
+    """The words that submit a run to this cluster, wherever it was submitted to before."""
+    return ["--address", server.address, *(["--insecure"] if insecure else [])]
+
+
+def _check_free(run: RunDirectory, run_dir: str, server: JobServer | None) -> None:
+    """Raise RunAlive while the run is at work; of one on another machine a sign of life is waited for."""
+    from orchestrator.execution import check_not_alive
+    from orchestrator.submit_commands import check_not_submitted
+
+    if server is not None:
+        check_not_submitted(server, run.store.url)
+    if (beat := run.newest_beat()) is None:
+        return
+    try:
+        check_not_alive(beat, run, say)
+    except RunAlive:
+        raise RunAlive(f"{run_dir} is being trained: stop it first with `holdfast stop {run_dir}`") from None
 
 
 def _command_of(run: RunDirectory) -> tuple[str, list[str]]:
-    """The directory and the arguments of the last `holdfast run` of a run.
+    """The directory and the arguments of the last `holdfast run`, or `holdfast submit`, of a run.
 
     Raises ConfigurationError if there was none, or its directory is not there.
     """
@@ -220,10 +269,13 @@ def _command_of(run: RunDirectory) -> tuple[str, list[str]]:
             f"{run.store.url} was not started by a command, or by an older version: give `holdfast run` the "
             "file and the options again"
         )
-    command, folder = began[-1]["command"], began[-1].get("folder", "")
-    if not isinstance(command, list) or command[:1] != ["run"] or not Path(folder).is_dir():
+    submitted = began[-1].get("submitted")
+    given, verb = (submitted, "submit") if isinstance(submitted, dict) else (began[-1], "run")
+    command, folder = given.get("command"), given.get("folder", "")
+    if not isinstance(command, list) or command[:1] != [verb] or not Path(folder).is_dir():
+        how = "submitted from" if verb == "submit" else "started in"
         raise ConfigurationError(
-            f"{run.store.url} was started in {folder}, which is not on this machine: give `holdfast run` the "
+            f"{run.store.url} was {how} {folder}, which is not on this machine: give `holdfast {verb}` the "
             "file and the options again"
         )
     words = [str(word) for word in command]
@@ -241,20 +293,21 @@ def _run(
     workers: str | None,
     steps: int | None,
     settings: list[str] | None,
+    more: Sequence[str],
     *,
     as_json: bool,
 ) -> int:
     """Start the command anew; what is given now goes before what was given then."""
     folder, words = command
     words = [word for word in words if word not in ("--json", "--take-over")]
-    words += ["--run-dir", url]
+    words += ["--run-dir", url, *more]
     words += [] if workers is None else ["--workers", workers]
     words += [] if steps is None else ["--steps", str(steps)]
     for setting in settings or []:
         words += ["--set", setting]
     words += ["--json"] if as_json else []
     os.chdir(folder)
-    say(f"holdfast {' '.join(words)}")
+    say(f"holdfast {shlex.join(words)}")
     sys.argv = [sys.argv[0], *words]
     from orchestrator.cli import app
 

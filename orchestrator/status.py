@@ -25,17 +25,20 @@ SHOWN = 10
 """Disturbances that a person is shown."""
 
 
-def open_run(url: str) -> RunDirectory:
+def open_run(url: str, *, insecure: bool = False) -> RunDirectory:
     """The run at a URL, or submitted to the Ray cluster at `http://HOST:PORT[#NAME]`.
 
-    Raises ConfigurationError if there is none.
+    `insecure` is as of `check_address`. Raises ConfigurationError if there is none.
     """
+    server = None
     if is_address(url):
-        from orchestrator.ray_jobs import run_dir_of
+        from orchestrator.ray_jobs import find_submitted
 
-        url = run_dir_of(url)
+        server, url = find_submitted(url, insecure=insecure)
     run = RunDirectory(open_store(url))
     if run.identity() is None and run.newest_beat() is None:
+        if server is not None and (job := server.living(url)) is not None:
+            raise ConfigurationError(f"{url} has not begun yet: its job {job.id} is {job.status}")
         raise ConfigurationError(f"there is no run at {run.store.url}: give the --run-dir of one")
     return run
 

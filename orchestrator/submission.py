@@ -8,6 +8,7 @@ The submitter, while it lives, is the second line: it submits again where the su
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ RUN_DIR, NAME, VERSION = "holdfast_run_dir", "holdfast_name", "holdfast_version"
 
 LABELS = "HOLDFAST_NODE_LABELS"
 """An environment variable of the coordinator's: labels of the nodes that may have workers, K=V,K=V."""
+
+SUBMITTED = "HOLDFAST_SUBMITTED"
+"""An environment variable of the coordinator's: the command and the folder of `holdfast submit`, as JSON."""
 
 EXCLUDED = (".git", ".venv*", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 """What of the working directory is not sent along; neither is what its .gitignore and .rayignore name."""
@@ -61,14 +65,20 @@ class Submission:
     spot: tuple[tuple[str, str], ...] = ()
     """Labels of the nodes that have the workers; without any, all nodes."""
 
-    def argv(self, package: str = "") -> list[str]:
-        """The command line of the supervisor job. `package` is where the environment variables are."""
+    words: tuple[str, ...] = ()
+    """The words of the command line that asks for it, which are kept for `holdfast resume`."""
+
+    folder: str = ""
+    """Where that was given."""
+
+    def argv(self, package: str) -> list[str]:
+        """The command line of the supervisor job. `package` is where its `variables` are."""
         words = ["python", "-m", "orchestrator.supervision", "--retries", str(self.retries)]
-        words += [f"--environment={package}"] if package else []
+        words += [f"--environment={package}"]
         words += [f"--label={key}={value}" for key, value in self.spot]
         return [*words, "--", *self.command]
 
-    def entrypoint(self, package: str = "") -> str:
+    def entrypoint(self, package: str) -> str:
         """`argv`, quoted for the shell that Ray starts."""
         return shlex.join(self.argv(package))
 
@@ -81,6 +91,11 @@ class Submission:
             found["pip"] = self.pip
         return found
 
+    def variables(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """What is uploaded for the supervisor job: values by name, and whence it was submitted."""
+        told = json.dumps({"command": self.words, "folder": self.folder})
+        return {**{name: environment[name] for name in self.env}, SUBMITTED: told}
+
     def metadata(self, version: str) -> dict[str, str]:
         """What the job server remembers of the job, by which runs are found."""
         return {RUN_DIR: self.run_dir, NAME: self.name, VERSION: version}
@@ -91,11 +106,20 @@ class Submission:
             "address": self.address,
             "run_dir": self.run_dir,
             "name": self.name,
-            "entrypoint": self.entrypoint("PACKAGE" if self.env else ""),
+            "entrypoint": self.entrypoint("PACKAGE"),
             "runtime_env": self.runtime_env(),
             "env": list(self.env),
             "label_selector": dict(self.on_demand),
         }
+
+
+def submitted_from(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """Command and folder of the `holdfast submit` that this process is part of; None if of none."""
+    try:
+        found = json.loads(environment.get(SUBMITTED, ""))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def check_address(address: str, environment: Mapping[str, str], *, insecure: bool) -> str:
@@ -108,20 +132,22 @@ def check_address(address: str, environment: Mapping[str, str], *, insecure: boo
     try:
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigurationError(f"--address {address}: {error}") from error
+        raise ConfigurationError(f"{address}: {error}") from error
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigurationError(
-            f"--address {address}: give the URL of the cluster's job server, such as http://127.0.0.1:8265"
+            f"{address!r} is no cluster's address: give the URL of its job server, such as http://127.0.0.1:8265"
         )
     if parts.username or parts.password:
-        raise ConfigurationError("--address holds a name or a password: give a token in RAY_AUTH_TOKEN_PATH")
+        raise ConfigurationError(
+            "the cluster's address holds a name or a password: give a token in RAY_AUTH_TOKEN_PATH"
+        )
     if parts.query or parts.fragment:
-        raise ConfigurationError(f"--address {address}: give it without ? and #")
+        raise ConfigurationError(f"{address}: give the cluster's address without ? and #")
     token = uses_token(environment)
     if parts.scheme == "http" and not is_loopback(host) and not token and not insecure:
         hint = "RAY_AUTH_TOKEN is set, but RAY_AUTH_MODE=token is not: " if _has_token(environment) else ""
         raise ConfigurationError(
-            f"--address {address} is another machine, without encryption or authentication: {hint}start the "
+            f"{address} is another machine, without encryption or authentication: {hint}start the "
             "cluster with RAY_AUTH_MODE=token and set that and RAY_AUTH_TOKEN_PATH here, use a tunnel "
             "(ssh -L 8265:localhost:8265 HOST) or https, or say --insecure"
         )

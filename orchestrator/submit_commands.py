@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import submission as sub
-from orchestrator.arguments import CpusPerWorker, Nodes, Parameters, Steps, Target, parameters_of, workers_of
+from orchestrator.arguments import (
+    CpusPerWorker,
+    Insecure,
+    Nodes,
+    Parameters,
+    Steps,
+    Target,
+    parameters_of,
+    workers_of,
+)
 from orchestrator.ckpt import AsJson  # noqa: TC001 typer reads it
 from orchestrator.configured import Config, Configured
 from orchestrator.discretion import variables_of
@@ -25,7 +34,6 @@ from workers.output import keep_secret
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.events import Note
     from orchestrator.ray_jobs import JobServer
     from orchestrator.restart import Restart
     from orchestrator.submission import Job, Submission
@@ -87,9 +95,7 @@ def submit(
     grace_period: Annotated[float | None, typer.Option(metavar="S", help="As in `run`.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted.")] = False,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow plain HTTP to another machine, without a token.")
-    ] = False,
+    insecure: Insecure = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> int:
@@ -132,6 +138,8 @@ def submit(
         retries=retries,
         on_demand=sub.labels_of("--on-demand", on_demand or []),
         spot=sub.labels_of("--spot", spot or []),
+        words=tuple(sys.argv[1:]),
+        folder=os.getcwd(),
     )
     if dry_run:
         put(json.dumps(submission.plan()) if as_json else _in_words(submission))
@@ -217,17 +225,6 @@ def _in_words(submission: Submission) -> str:
     return "\n".join([*lines, f"run directory {plan['run_dir']}"])
 
 
-class _Watching:
-    """Tells the user what `check_not_alive` waits for, unless it does so again and again."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-
-    def note(self, note: Note) -> None:
-        if not self._quiet:
-            say(note.text)
-
-
 def _write(text: str) -> None:
     """The log of the job goes to standard error: standard output is for the result."""
     sys.stderr.write(text)
@@ -251,18 +248,13 @@ class _Submitter:
     def submit(self) -> str:
         """Submit the run. Raises RunAlive while it is at work, or a job for it is on the cluster."""
         server = self._server()
-        for job in server.jobs():
-            if job.run_dir == self.submission.run_dir and not job.ended:
-                raise RunAlive(
-                    f"{job.run_dir} was submitted to {server.address} as {job.id}, which is {job.status}: "
-                    f"stop it first with `holdfast stop {shlex.quote(job.run_dir)}`"
-                )
+        check_not_submitted(server, self.submission.run_dir)
         self._check_not_alive()
         return self._submit(server)
 
     def _submit(self, server: JobServer) -> str:
         self._before = self.run.newest_attempt()
-        self._id = server.submit(self.submission, {name: os.environ[name] for name in self.submission.env})
+        self._id = server.submit(self.submission, self.submission.variables(os.environ))
         return self._id
 
     def _server(self) -> JobServer:
@@ -274,7 +266,7 @@ class _Submitter:
         from orchestrator.execution import check_not_alive
 
         if (beat := self.run.newest_beat()) is not None:
-            check_not_alive(beat, self.run, _Watching(quiet=quiet))  # type: ignore[arg-type]  # it only notes
+            check_not_alive(beat, self.run, (lambda _: None) if quiet else say)
 
     def follow(self) -> sub.Verdict:
         """Pass on what the run prints until it has ended for good; returns how."""
@@ -370,11 +362,8 @@ class _Submitter:
             try:
                 server = self._server()
                 # Somebody else may have been quicker: their job is followed as ours.
-                theirs = [
-                    job for job in server.jobs() if job.run_dir == self.submission.run_dir and not job.ended
-                ]
-                if theirs:
-                    self._id = theirs[-1].id
+                if (theirs := server.living(self.submission.run_dir)) is not None:
+                    self._id = theirs.id
                 else:
                     self._submit(server)
             except InfrastructureError as error:
@@ -387,11 +376,62 @@ class _Submitter:
                 return None
 
 
-def list_cluster(address: str) -> Sequence[tuple[str, RunDirectory]]:
+def check_not_submitted(server: JobServer, url: str) -> None:
+    """Raise RunAlive while a job for the run at this URL is on the cluster."""
+    if (job := server.living(url)) is not None:
+        raise RunAlive(
+            f"{url} was submitted to {server.address} as {job.id}, which is {job.status}: stop it first with "
+            f"`holdfast stop {shlex.quote(f'{server.address}#{job.id}')}`"
+        )
+
+
+def end_submitted(
+    address: str, *, checkpoint: bool, timeout_s: float, insecure: bool
+) -> tuple[bool, RunDirectory]:
+    """Stop a run on a cluster and wait until its job has ended; False if nothing of it was at work.
+
+    It may not have begun, or be about to be started again: such a job is stopped too. What does not answer
+    is stopped by way of Ray, unless it is to leave a checkpoint. Raises InfrastructureError if it goes on.
+    """
+    from orchestrator import requests
+    from orchestrator.ray_jobs import find_submitted
+    from storage.run_directory import RunDirectory
+    from storage.store import open_store
+
+    server, url = find_submitted(address, insecure=insecure)
+    run = RunDirectory(open_store(url))
+    deadline = time.monotonic() + timeout_s
+    stopped = by_ray = False
+    while True:
+        job, left_s = server.living(url), max(0.0, deadline - time.monotonic())
+        if not by_ray and requests.is_at_work(run.newest_beat()):
+            try:
+                stopped |= requests.stop(run, checkpoint=checkpoint, timeout_s=left_s)
+            except InfrastructureError:
+                if checkpoint or job is None:
+                    raise
+                say(f"{url} does not answer: its job {job.id} is stopped by way of Ray")
+                server.stop(job.id)
+                stopped = by_ray = True
+                deadline = time.monotonic() + timeout_s
+        elif job is None:
+            return stopped, run
+        elif not stopped and (job.status == "PENDING" or not checkpoint):
+            server.stop(job.id)
+            stopped = by_ray = True
+        elif not stopped:  # it begins, or waits before it begins again
+            run.request(requests.STOP, {"checkpoint": checkpoint})
+            stopped = True
+        elif not left_s:
+            raise InfrastructureError(f"the job {job.id} of {url} has not ended within {timeout_s:g} s")
+        time.sleep(LOOK_S)
+
+
+def list_cluster(address: str, *, insecure: bool = False) -> Sequence[tuple[str, RunDirectory]]:
     """The runs that were submitted to a cluster, by name, the newest last."""
     from orchestrator.ray_jobs import JobServer
     from storage.run_directory import RunDirectory
     from storage.store import open_store
 
-    runs = {job.run_dir: job.name or job.id for job in JobServer(address).jobs()}
+    runs = {job.run_dir: job.name or job.id for job in JobServer(address, insecure=insecure).jobs()}
     return [(name, RunDirectory(open_store(url))) for url, name in runs.items()]

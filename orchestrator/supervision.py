@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.requests import STOP
 from orchestrator.restart import Restart, decide
 from orchestrator.spec import RestartPolicy
-from orchestrator.submission import AGAIN, LABELS, goes_on
+from orchestrator.submission import AGAIN, LABELS, SUBMITTED, goes_on
 from orchestrator.terminal import say
 from storage.errors import HoldfastError, InfrastructureError
 from storage.run_directory import RunDirectory
@@ -119,7 +119,7 @@ def main() -> int:
 
             variables = take_environment(args.environment)
             os.environ.update(variables)
-            keep_secret(variables)
+            keep_secret(variables.keys() - {SUBMITTED})
         if args.label:
             os.environ[LABELS] = ",".join(args.label)
         url = args.command[args.command.index("--run-dir") + 1]

@@ -15,6 +15,7 @@ from orchestrator import supervision
 from orchestrator.submission import (
     NAME,
     RUN_DIR,
+    SUBMITTED,
     Job,
     Next,
     Submission,
@@ -26,6 +27,7 @@ from orchestrator.submission import (
     labels_of,
     names_of,
     next_id,
+    submitted_from,
 )
 from orchestrator.supervision import Supervisor
 from storage.errors import ConfigurationError
@@ -77,7 +79,7 @@ def test_what_only_looks_like_this_machine_is_refused(host: str) -> None:
     "address", ["auto", "127.0.0.1:6379", "ray://h:1", "http://", "http://h:x", "http://h:1#a", ""]
 )
 def test_what_is_no_job_server_is_refused_by_name(address: str) -> None:
-    with pytest.raises(ConfigurationError, match="--address"):
+    with pytest.raises(ConfigurationError, match=r"address|integer"):
         check_address(address, TOKEN, insecure=True)
 
 
@@ -99,6 +101,14 @@ def test_variables_are_in_no_part_of_a_job_that_ray_shows() -> None:
     assert given.runtime_env().keys() == {"working_dir", "excludes", "pip"}
     assert given.metadata("1") == {RUN_DIR: "s3://b/r; rm x", NAME: "r", "holdfast_version": "1"}
     assert given.plan()["env"] == ["TOKEN"]
+
+
+def test_what_is_uploaded_tells_the_run_whence_it_was_submitted() -> None:
+    given = submission(env=("TOKEN",), words=("submit", "a b.py"), folder="/home/me")
+    uploaded = given.variables({"TOKEN": "canary", "OTHER": "x"})
+    assert uploaded.keys() == {"TOKEN", SUBMITTED}
+    assert submitted_from(uploaded) == {"command": ["submit", "a b.py"], "folder": "/home/me"}
+    assert submitted_from({}) is submitted_from({SUBMITTED: "[]"}) is submitted_from({SUBMITTED: "{"}) is None
 
 
 def test_a_variable_is_given_by_its_name() -> None:

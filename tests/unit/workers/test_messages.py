@@ -12,9 +12,11 @@ import pytest
 from storage.checkpoint import Part
 from storage.errors import StorageError
 from workers import messages as m
+from workers.lines import Line
 
 EXAMPLES: dict[Any, Any] = {
     "tuple[tuple[float, ...], ...]": ((1.0, 1700000000.0, 0.5),),
+    "tuple[Line, ...]": (Line(1.5, 1, "worker", 0, 0, 77, 5, "stdout", "text", 12),),
     "Compression": "zstd",
     "Remainder": "pad",
     "int": 3,

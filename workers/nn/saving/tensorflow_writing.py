@@ -150,7 +150,8 @@ class _Graph:
                 if isinstance(child, Optimizer):
                     if key in numbers:
                         raise ConfigurationError(
-                            f"a layer has the name {key!r}, under which the optimizer is saved: name it otherwise"
+                            f"a layer has the name {key!r}, under which the optimizer is saved: "
+                            "name it otherwise"
                         )
                     optimizers.append((child, found))
                 elif not is_variable:
