@@ -390,8 +390,9 @@ def end_submitted(
 ) -> tuple[bool, RunDirectory]:
     """Stop a run on a cluster and wait until its job has ended; False if nothing of it was at work.
 
-    It may not have begun, or be about to be started again: such a job is stopped too. What does not answer
-    is stopped by way of Ray, unless it is to leave a checkpoint. Raises InfrastructureError if it goes on.
+    A job that has not begun, or is about to begin again, is stopped too; the end of one that has no node
+    yet is not waited for. What does not answer is stopped by way of Ray, unless it is to leave a checkpoint.
+    Raises InfrastructureError if it goes on.
     """
     from orchestrator import requests
     from orchestrator.ray_jobs import find_submitted
@@ -416,7 +417,11 @@ def end_submitted(
                 deadline = time.monotonic() + timeout_s
         elif job is None:
             return stopped, run
-        elif not stopped and (job.status == "PENDING" or not checkpoint):
+        elif job.status == "PENDING":  # Ray ends it no sooner than it has a place for it
+            server.stop(job.id)
+            say(f"{job.id} waits for a node; Ray ends it as soon as there is one, or gives it up in minutes")
+            return True, run
+        elif not stopped and not checkpoint:
             server.stop(job.id)
             stopped = by_ray = True
         elif not stopped:  # it begins, or waits before it begins again
