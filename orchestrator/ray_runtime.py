@@ -187,6 +187,7 @@ class RayRuntime:
         autoscale: bool = False,
     ) -> None:
         self._source = source
+        self._folder = os.getcwd()  # which Ray may make anew, by the same name
         self._address = address
         self._least = least
         self._cpus = cpus_per_worker
@@ -326,7 +327,7 @@ class RayRuntime:
         cpus = self._cpus if role == "worker" else 0
         name = f"{role}-{rank}-{generation}-{self._token}"
         actor = self._actor(ray, classes[role], node, name, cpus, self._environment)
-        job = (self._source, os.getcwd()) if role == "worker" else ()
+        job = (self._source, self._folder) if role == "worker" else ()
         life = actor.run.remote(self._agents[node].socket, rank, generation, *job)
         self._actors[node, role, rank, generation] = actor
         self._lives[life] = (node, role, rank, generation)

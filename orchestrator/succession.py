@@ -86,6 +86,15 @@ def last_death() -> tuple[str, float | None]:
     return cause or "killed", float(t) if t else None
 
 
+def still_there(folder: str) -> str | None:
+    """A folder to start a process in, by its name; None, for the one that this process is in, if it is gone.
+
+    Nodes of a Ray cluster that share a machine unpack what was submitted to one place, each anew: the folder
+    that a process was started in is deleted then, and another one has its name.
+    """
+    return folder if os.path.isdir(folder) else None
+
+
 def supervise() -> int:
     """Run this command line in a child until one ends by itself; returns its exit code.
 
@@ -99,7 +108,7 @@ def supervise() -> int:
         _SECRET: secret(),
         _SUPERVISOR: str(os.getpid()),
     }
-    deaths, death, stillborn = 0, "", 0
+    deaths, death, stillborn, folder = 0, "", 0, os.getcwd()
     child: subprocess.Popen[bytes] | None = None
     stopped = 0
 
@@ -117,7 +126,9 @@ def supervise() -> int:
         # In a group of its own, so that a terminal's Ctrl-C reaches it once, by way of us.
         reading, writing = os.pipe()
         told = {**environment, _DEATHS: str(deaths), _DEATH: death, _BEGUN: str(writing)}
-        child = subprocess.Popen(command, env=told, process_group=0, pass_fds=(writing,))
+        child = subprocess.Popen(
+            command, cwd=still_there(folder), env=told, process_group=0, pass_fds=(writing,)
+        )
         os.close(writing)
         if stopped:
             child.send_signal(stopped)

@@ -18,6 +18,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import succession
 from orchestrator.requests import STOP
 from orchestrator.restart import Restart, decide
 from orchestrator.spec import RestartPolicy
@@ -41,6 +42,7 @@ class Supervisor:
     def __init__(self, command: Sequence[str], run: RunDirectory, retries: int) -> None:
         self._command = [sys.executable, "-m", "orchestrator", *command]
         self._run = run
+        self._folder = os.getcwd()
         self._policy = RestartPolicy(max_restarts=retries)
         self._history: list[Restart] = []
         self._child: subprocess.Popen[bytes] | None = None
@@ -67,7 +69,7 @@ class Supervisor:
                 return 130
 
     def _once(self) -> int:
-        self._child = subprocess.Popen(self._command)
+        self._child = subprocess.Popen(self._command, cwd=succession.still_there(self._folder))
         if self._stopped:
             self._child.send_signal(self._stopped)
         return self._child.wait()
