@@ -80,6 +80,8 @@ def test_an_observer_is_told_nothing_secret() -> None:
     notes: list[Note] = []
 
     class Observer:
+        draws = False
+
         def note(self, note: Note) -> None:
             notes.append(note)
 
