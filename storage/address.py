@@ -47,7 +47,7 @@ def find(address: str) -> tuple[RunDirectory, Store, str]:
     run = RunDirectory(store)
     if hash_:
         return run, store, _at_step(run, step)
-    latest = run.latest()
+    latest = run.latest() or run.latest() or run.latest()  # the one that was listed may have been replaced
     if latest is None:
         found = "no valid checkpoint yet" if run.identity() is not None else "no run"
         raise ConfigurationError(

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from storage import catalog
 from storage.address import check_run_url
-from storage.errors import CheckpointError, ConfigurationError
+from storage.errors import CheckpointError, ConfigurationError, ObjectMissing
 from storage.layout import check_key, check_name
+from storage.objects import while_replaced
 from storage.run_directory import RunDirectory
 from storage.saving import check_kind
 from storage.store import check_url, open_store
@@ -141,21 +142,25 @@ def _highest_step(store: Store, name: str) -> int | None:
 def good(family: Family, kinds: Collection[str], *, verify: bool = True) -> str | None:
     """The address of the newest good generation of a family of these kinds; see `newest`."""
     try:
-        run = RunDirectory(open_store(family.url))
-        if (run.identity() or {}).get("kind") not in kinds:
-            return None
-        for entry in run.damaged():
-            _skip(f"{family.url}/{entry.directory}", entry.reason)
-        is_newest = True
-        for entry in run.candidates():
-            faults = _faults(run.store, entry.directory) if verify else ()
-            if not faults:
-                return family.url if is_newest else f"{family.url}#{entry.step}"
-            _skip(f"{family.url}/{entry.directory}", str(faults[0]))
-            is_newest = False
-    except CheckpointError as error:
+        return while_replaced(lambda: _good(family, kinds, verify=verify))
+    except (CheckpointError, ObjectMissing) as error:
         _skip(family.url, str(error))
         return None
+
+
+def _good(family: Family, kinds: Collection[str], *, verify: bool) -> str | None:
+    run = RunDirectory(open_store(family.url))
+    if (run.identity() or {}).get("kind") not in kinds:
+        return None
+    for entry in run.damaged():
+        _skip(f"{family.url}/{entry.directory}", entry.reason)
+    is_newest = True
+    for entry in run.candidates():
+        faults = _faults(run.store, entry.directory) if verify else ()
+        if not faults:
+            return family.url if is_newest else f"{family.url}#{entry.step}"
+        _skip(f"{family.url}/{entry.directory}", str(faults[0]))
+        is_newest = False
     _skip(family.url, "it has no other complete checkpoint")
     return None
 

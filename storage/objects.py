@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from storage.errors import CorruptCheckpoint, ObjectMissing, StorageError
 from storage.manifest import MANIFEST, MAX_NBYTES, TABLE, Manifest
 from storage.strict_json import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from storage.store import Store
 
 _TRIES = 3
+_REPLACED_TRIES = 5
+_T = TypeVar("_T")
 
 
 def read_manifest(store: Store, directory: str) -> Manifest:
@@ -45,6 +47,16 @@ def read_manifest(store: Store, directory: str) -> Manifest:
 def sizes_in(store: Store, directory: str) -> dict[str, int]:
     """Size of each object of a checkpoint, keyed relative to its directory."""
     return {key[len(directory) + 1 :]: nbytes for key, nbytes in store.list(directory).items()}
+
+
+def while_replaced(read: Callable[[], _T]) -> _T:
+    """What `read` makes of a place, again where what it was reading has been replaced meanwhile."""
+    for _ in range(_REPLACED_TRIES - 1):
+        try:
+            return read()
+        except ObjectMissing:
+            continue
+    return read()
 
 
 @contextmanager

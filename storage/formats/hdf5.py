@@ -254,10 +254,11 @@ def _opened(path: str, data: bytes | None) -> Iterator[tuple[Any, Bytes, int | N
                 source: Any = io.BytesIO(data or b"") if at is None else RangeReader(at, at.info().nbytes)
                 opened = source
             else:
-                opened = at.path
-                source = stack.enter_context(open(opened, "rb"))
-                descriptor = source.fileno()
+                source, opened = None, at.path
             file = stack.enter_context(h5py.File(opened, "r"))
+            if source is None:  # by its path there may be another file by now
+                source = stack.enter_context(open(f"/proc/self/fd/{file.id.get_vfd_handle()}", "rb"))
+                descriptor = source.fileno()
             raw = Bytes(source)
         except (ObjectMissing, FileNotFoundError) as exc:
             raise CheckpointError(f"there is no file {path}") from exc

@@ -16,6 +16,7 @@ from storage import zarr_arrays
 from storage.bundle import Bundle, kind_of, open_files, save_files
 from storage.errors import ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
 from storage.naming import check_rename, choose, listed, renamed
+from storage.objects import while_replaced
 from storage.strict_json import fields
 from workers.nn.layers.base import Layer
 from workers.nn.lookup import CannotBeMade, Unknown, check, serialize
@@ -105,7 +106,7 @@ def load_model(path: str, *, custom_objects: Mapping[str, Any] | None = None, co
     Where its classes are not known, a model of its graphs: it calls and trains alike. Raises
     ConfigurationError that names the class where there are no graphs either, CorruptCheckpoint.
     """
-    return model_of(open_files(path), custom_objects=custom_objects, compile=compile)
+    return while_replaced(lambda: model_of(open_files(path), custom_objects=custom_objects, compile=compile))
 
 
 def model_of(
@@ -157,8 +158,18 @@ def load_weights(
     globs; `rename` what they are here, such as {"dense/*": "encoder/dense/*"}. With either, the optimizer is
     left alone. Raises IncompatibleCheckpoint, and changes nothing, for weights of another model.
     """
-    bundle = open_files(path)
     whole = kind_of(path) == MODEL
+    return while_replaced(lambda: _load_weights(model, open_files(path), whole, skip_mismatch, names, rename))
+
+
+def _load_weights(
+    model: Model,
+    bundle: Bundle,
+    whole: bool,
+    skip_mismatch: bool,
+    names: Sequence[str] | None,
+    rename: Mapping[str, str] | None,
+) -> state.Status:
     document = documents.read(bundle, "model.json" if whole else "weights.json")
     check(
         document.get("format") == (_MODEL_FORMAT if whole else _WEIGHTS_FORMAT), f"{bundle.url}: no weights"
@@ -191,7 +202,10 @@ def load_weights(
 
 def load_signatures(path: str) -> tuple[Bundle, dict[str, Variable], Graphs, list[Signature]]:
     """What a saved model computes, over variables with their values: no class of it is needed."""
-    bundle = open_files(path)
+    return while_replaced(lambda: _signatures_of(open_files(path)))
+
+
+def _signatures_of(bundle: Bundle) -> tuple[Bundle, dict[str, Variable], Graphs, list[Signature]]:
     variables = _variables(_read_model(bundle))
     _assign_all(variables, zarr_arrays.StoredArrays(bundle, state.WEIGHTS), bundle)
     graphs, found = _read_graphs(bundle, variables)
@@ -279,7 +293,7 @@ def _made(bundle: Bundle, document: Mapping[str, Any], custom_objects: Mapping[s
         if "graph.json" not in bundle:
             raise CannotBeMade(f"{error} (the model was saved with save_traces=False)") from error
         if not isinstance(error, Unknown):
-            warnings.warn(f"{bundle.url} is loaded as what it computes: {error}", stacklevel=4)
+            warnings.warn(f"{bundle.url} is loaded as what it computes: {error}", stacklevel=7)
         variables = _variables(document)
         graphs, _ = _read_graphs(bundle, variables)
         name = None if written is None else written["config"].get("name")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.errors import ConfigurationError
+from storage.objects import while_replaced
 from workers.nn.awaited import Awaited
 from workers.nn.saving.state import Status
 from workers.nn.train.restoration import Restoration
@@ -102,11 +103,11 @@ class Checkpoint(Awaited, Parent):
         """
         if save_path is None:
             return Status("no checkpoint", (), structure_of(self).variables, ())
-        return self._take(save_path, counts=True)
+        return while_replaced(lambda: self._take(save_path, counts=True))
 
     def read(self, save_path: str | os.PathLike[str], options: Any = None) -> Status:
         """In place. Take the values that `write` has saved: as `restore`, without the counter of saves."""
-        return self._take(save_path, counts=False)
+        return while_replaced(lambda: self._take(save_path, counts=False))
 
     def _take(self, path: str | os.PathLike[str], *, counts: bool) -> Status:
         stored = open_stored(str(path))

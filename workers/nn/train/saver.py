@@ -14,6 +14,7 @@ import numpy as np
 
 from storage import zarr_arrays
 from storage.errors import ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
+from storage.objects import while_replaced
 from workers.nn import graph_json
 from workers.nn.graph import trace
 from workers.nn.layers.base import Layer, unique_name
@@ -90,6 +91,9 @@ class Saver:
 
         Raises IncompatibleCheckpoint, and changes nothing, where one has none there, or of another shape.
         """
+        while_replaced(lambda: self._restore(save_path))
+
+    def _restore(self, save_path: str | os.PathLike[str]) -> None:
         variables = named(self._var_list)
         stored = open_stored(str(save_path))
         status = state.planned(variables, stored.arrays, stored.where).expect_partial()

@@ -13,6 +13,7 @@ from storage.errors import ConfigurationError, CorruptCheckpoint
 from storage.families import check_family
 from storage.formats.tensorflow_files import bundle_at, is_prefix
 from storage.naming import listed
+from storage.objects import while_replaced
 from workers.nn.saving import documents, tensorflow
 from workers.nn.saving.native import MODEL, WEIGHTS
 from workers.nn.saving.state import OPTIMIZER
@@ -93,6 +94,10 @@ def open_stored(path: str) -> Stored:
 
     Raises ConfigurationError where there is none, CorruptCheckpoint where it is damaged.
     """
+    return while_replaced(lambda: _open(path))
+
+
+def _open(path: str) -> Stored:
     kind = kind_beside(path)
     if kind == CHECKPOINT:
         return _open_checkpoint(open_files(path))

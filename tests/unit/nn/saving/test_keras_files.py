@@ -562,3 +562,42 @@ def test_row_07_a_model_that_is_not_built_would_lose_its_weights(tmp_path: Path,
         with pytest.raises(ConfigurationError, match="the model is not built"):
             nn.Sequential([nn.Dense(3)]).save_weights(tmp_path / f"not-{name}")
         assert not (tmp_path / f"not-{name}").exists()
+
+
+@pytest.mark.parametrize("name", ["m.h5", "w.weights.h5"])
+def test_row_05_a_file_that_is_replaced_while_it_is_read_is_the_old_one(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(value: float) -> Any:
+        model = nn.Sequential([nn.Input((4,)), nn.Dense(3)])
+        model.set_weights([np.full(weight.shape, value) for weight in model.get_weights()])
+        return model
+
+    def save(model: Any) -> None:
+        model.save(tmp_path / name) if name == "m.h5" else model.save_weights(tmp_path / name)
+
+    save(made(1))
+    real, values = hdf5._h5py(), iter(range(2, 99))
+
+    class Replacing:
+        """h5py, before and behind each of whose files another process saves."""
+
+        def __getattr__(self, key: str) -> Any:
+            return getattr(real, key)
+
+        def File(self, path: str, mode: str) -> Any:
+            replace()
+            found = real.File(path, mode)
+            replace()
+            return found
+
+    def replace() -> None:
+        monkeypatch.undo()
+        save(made(next(values)))
+        monkeypatch.setattr(hdf5, "_h5py", Replacing)
+
+    other = made(0)
+    monkeypatch.setattr(hdf5, "_h5py", Replacing)
+    other.load_weights(tmp_path / name)
+    assert len({float(value) for weight in other.get_weights() for value in weight.ravel()}) == 1
+    assert next(values) > 4, "it was replaced meanwhile"

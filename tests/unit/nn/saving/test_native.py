@@ -14,6 +14,8 @@ import zarr
 import storage
 from storage.bundle import open_files
 from storage.errors import ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
+from storage.object_store import ObjectStore
+from storage.testing import MemoryStore
 from workers import nn
 from workers.nn.saving.graphs import Revived
 from workers.nn.tensor import Untraceable
@@ -602,3 +604,70 @@ def test_a_damaged_file_changes_neither_weights_nor_optimizer_nor_seed(tmp_path:
     assert all(map(np.array_equal, before, other.get_weights()))
     assert int(other.optimizer.iterations.numpy()) == 0
     assert other.seed is None
+
+
+def test_row_05_what_is_replaced_while_it_is_read_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+
+    def made(value: float) -> Any:
+        model = nn.Sequential([nn.Input((4,)), nn.Dense(3)])
+        model.set_weights([np.full(weight.shape, value) for weight in model.get_weights()])
+        return model
+
+    def restored(url: str) -> Any:
+        model = made(0)
+        nn.train.Checkpoint(model=model).restore(url).expect_partial()
+        return model
+
+    def loaded(url: str) -> Any:
+        model = made(0)
+        model.load_weights(url)
+        return model
+
+    def by_saver(url: str) -> Any:
+        model = made(0)
+        nn.train.Saver(model).restore(url)
+        return model
+
+    def latest(url: str) -> Any:
+        path = nn.train.latest_checkpoint(url.rpartition("/")[0])
+        assert path == url
+        return restored(path)
+
+    saves: dict[str, Any] = {
+        "model": lambda model, url: model.save(url),
+        "weights": lambda model, url: model.save_weights(url),
+        "checkpoint": lambda model, url: nn.train.Checkpoint(model=model).write(url),
+        "saver": lambda model, url: nn.train.Saver(model).save(url),
+    }
+    cases: list[tuple[str, Any]] = [
+        ("model", nn.load_model),
+        ("model", loaded),
+        ("weights", loaded),
+        ("checkpoint", restored),
+        ("checkpoint", latest),
+        ("saver", by_saver),
+    ]
+    for number, (kind, load) in enumerate(cases):
+        url = f"{store.url}/{number}/ckpt"
+        saves[kind](made(1), url)
+        plain = ObjectStore.read
+
+        def replaced(
+            self: Any,
+            key: str,
+            *bounds: Any,
+            kind: str = kind,
+            url: str = url,
+            plain: Any = plain,
+        ) -> bytes:
+            if "/c/" in key:  # an array is about to be read
+                monkeypatch.setattr(ObjectStore, "read", plain)
+                saves[kind](made(2), url)
+            return plain(self, key, *bounds)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(ObjectStore, "read", replaced)
+        found = load(url)
+        assert ObjectStore.read is plain
+        values = {float(value) for weight in found.get_weights() for value in weight.ravel()}
+        assert values == {2}, (kind, load)
