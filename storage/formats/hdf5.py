@@ -12,10 +12,9 @@ readers do not look at, a checksum of each array and attribute; files without ar
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -63,7 +62,6 @@ _DAMAGE = (
     ArithmeticError,
     AttributeError,
     LookupError,
-    EOFError,
     MemoryError,
     NotImplementedError,
     OSError,
@@ -84,30 +82,10 @@ class Dataset:
     attributes: Mapping[str, Any]
     _source: Any
     _checks: Mapping[str, int]
-    _place: tuple[int, int] | None = None
-    """Descriptor of the file and where the array lies in it, in one piece; None where it does not."""
-
-    @property
-    def is_apart(self) -> bool:
-        """Whether it can be read while another thread reads another array."""
-        return self._place is not None
-
-    def _values(self) -> NDArray[Any]:
-        if self._place is None:
-            return np.asarray(self._source[()])
-        descriptor, start = self._place
-        values = np.empty(self.shape, self.dtype)
-        left = values.reshape(-1).view(np.uint8).data
-        while left.nbytes:
-            count = os.preadv(descriptor, [left], start)
-            if not count:
-                raise EOFError("the file ends within it")
-            left, start = left[count:], start + count
-        return values
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Any:
         with _damage(f"{self.name} cannot be read"):
-            values = self._values()
+            values = np.asarray(self._source[()])
         if self._checks.get(self.name, (found := _crc(values))) != found:
             raise CorruptCheckpoint(f"{self.name} is damaged: it is not what was written")
         return np.asarray(values.view(self.dtype) if values.dtype.kind == "V" else values, dtype)
@@ -200,7 +178,7 @@ def recognises(path: str) -> bool:
 
 def root_names(path: str) -> frozenset[str]:
     """The names of the root's attributes and members. Raises as `reading` does."""
-    with _opened(path, None) as (file, raw, _), _damage(f"{path} is damaged"):
+    with _opened(path, None) as (file, raw), _damage(f"{path} is damaged"):
         return frozenset({*stored_attributes(raw, _header(file)), *map(str, file)})
 
 
@@ -216,13 +194,11 @@ def reading(path: str, data: bytes | None = None) -> Iterator[Contents]:
             data = file_at(path).read()  # in one request
         except ObjectMissing as exc:
             raise CheckpointError(f"there is no file {path}") from exc
-    with _opened(path, data) as (file, raw, descriptor):
+    with _opened(path, data) as (file, raw):
         found = Contents({}, {})
         with _damage(f"{path} is damaged"):
             checks = _checks(Attributes(raw, _header(file), path, "", _NONE), path)
             _walk(file, raw, path, found, checks)
-            if descriptor is not None:
-                found.arrays.update({name: _apart(array, descriptor) for name, array in found.arrays.items()})
         if missing := [name for name in checks if "@" not in name and name not in found.arrays]:
             raise CorruptCheckpoint(f"{path} is damaged: it has lost {listed(missing)}")
         yield found
@@ -243,10 +219,9 @@ def _checks(root: Attributes, where: str) -> Mapping[str, int]:
 
 
 @contextmanager
-def _opened(path: str, data: bytes | None) -> Iterator[tuple[Any, Bytes, int | None]]:
-    """The file as h5py has it, its bytes, and, if it is a file of this machine, its descriptor."""
+def _opened(path: str, data: bytes | None) -> Iterator[tuple[Any, Bytes]]:
+    """The file as h5py has it, and its bytes."""
     h5py = _h5py()
-    descriptor = None
     with ExitStack() as stack:
         try:
             at = file_at(path) if data is None else None
@@ -258,24 +233,12 @@ def _opened(path: str, data: bytes | None) -> Iterator[tuple[Any, Bytes, int | N
             file = stack.enter_context(h5py.File(opened, "r"))
             if source is None:  # by its path there may be another file by now
                 source = stack.enter_context(open(f"/proc/self/fd/{file.id.get_vfd_handle()}", "rb"))
-                descriptor = source.fileno()
             raw = Bytes(source)
         except (ObjectMissing, FileNotFoundError) as exc:
             raise CheckpointError(f"there is no file {path}") from exc
         except _DAMAGE as exc:
             raise CorruptCheckpoint(f"{path} is no HDF5 file, or is damaged: {_line(exc)}") from exc
-        yield file, raw, descriptor
-
-
-def _apart(array: Dataset, descriptor: int) -> Dataset:
-    """The array, so that it is read from its place in the file, if it lies there in one piece as it is."""
-    if array.dtype.kind not in "iuf" or not prod(array.shape):
-        return array
-    stored = array._source.id
-    plain = stored.get_create_plist().get_layout() == _h5py().h5d.CONTIGUOUS
-    whole = stored.get_storage_size() == prod(array.shape) * array.dtype.itemsize
-    start = stored.get_offset() if plain and whole else None
-    return array if start is None else replace(array, _place=(descriptor, start))
+        yield file, raw
 
 
 def _header(thing: Any) -> int:

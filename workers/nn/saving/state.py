@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,6 @@ OPTIMIZER = "optimizer"
 """What the names of weights and of the optimizer's variables begin with, where they stand together."""
 
 _SHOWN = 5
-_THREADS = 2
 
 
 def optimizer_variables(model: Model, *, build: bool = False) -> dict[str, Variable]:
@@ -70,7 +68,7 @@ def assign(
     """In place. Give variables the arrays of the same names, as far as there are such; see `planned`."""
     status = planned(variables, arrays, where, skip_mismatch=skip_mismatch)
     try:
-        values = _read({name: arrays[name] for name in status.restored})
+        values = {name: np.asarray(arrays[name]) for name in status.restored}
     except BaseException:
         status.expect_partial()  # nothing was restored: there is nothing else to tell
         raise
@@ -82,16 +80,6 @@ def assign(
         else:  # it was read just now
             variables[name].adopt(value)
     return status
-
-
-def _read(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays, read; those that can be read apart from each other several at a time."""
-    apart = [name for name, array in arrays.items() if getattr(array, "is_apart", False)]
-    with ThreadPoolExecutor(_THREADS, "holdfast-read") as pool:
-        futures = {name: pool.submit(np.asarray, arrays[name]) for name in apart}
-        found = {name: np.asarray(array) for name, array in arrays.items() if name not in futures}
-        found |= {name: future.result() for name, future in futures.items()}
-    return {name: found[name] for name in arrays}
 
 
 def is_rounded(variable: Variable, value: Any) -> bool:
