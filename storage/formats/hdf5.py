@@ -12,7 +12,8 @@ readers do not look at, a checksum of each array and attribute; files without ar
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -27,6 +28,7 @@ from storage.formats.hdf5_attributes import Bytes
 from storage.formats.hdf5_attributes import attributes as stored_attributes
 from storage.formats.hdf5_attributes import texts as stored_texts
 from storage.formats.hdf5_image import Image
+from storage.memory import aligned_empty
 from storage.naming import listed, numpy_dtype
 from storage.strict_json import MAX_VALUES, canonical, parse, printable
 
@@ -53,6 +55,11 @@ Attribute: TypeAlias = str | Sequence[str]
 
 CHECKS = "holdfast_crc32c"
 """The attribute that holds checksums: of arrays by path, of attributes by "GROUP@NAME"."""
+
+_THREADS = 2
+"""That read and check arrays at a time: more wait for the same memory."""
+_PIECE = 1 << 20
+"""Bytes that are checked while the processor still has them at hand."""
 
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 _KINDS = "iufb"
@@ -82,13 +89,37 @@ class Dataset:
     attributes: Mapping[str, Any]
     _source: Any
     _checks: Mapping[str, int]
+    _plain: tuple[Bytes, int] | None
+    """The file and the place where the values lie one behind the other, as they are in memory."""
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Any:
         with _damage(f"{self.name} cannot be read"):
-            values = np.asarray(self._source[()])
-        if self._checks.get(self.name, (found := _crc(values))) != found:
+            if self._plain is None:
+                values = np.asarray(self._source[()])
+                found = _crc(values)
+            else:
+                values, found = _read(*self._plain, self.shape, self.dtype)
+        if self._checks.get(self.name, found) != found:
             raise CorruptCheckpoint(f"{self.name} is damaged: it is not what was written")
         return np.asarray(values.view(self.dtype) if values.dtype.kind == "V" else values, dtype)
+
+
+def _read(file: Bytes, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[NDArray[Any], int]:
+    """An array that lies there in a file, and its checksum."""
+    values = aligned_empty(shape, dtype)
+    view = values.reshape(-1).view(np.uint8).data
+    crc = 0
+    for at in range(0, len(view), _PIECE):
+        piece = view[at : at + _PIECE]
+        file.read_into(start + at, piece)
+        crc = crc32c(piece, crc)
+    return values, crc
+
+
+def read(arrays: Iterable[Any]) -> list[NDArray[Any]]:
+    """All these arrays, those of files several at a time. Raises CorruptCheckpoint for a damaged one."""
+    with ThreadPoolExecutor(_THREADS, "holdfast-hdf5") as pool:
+        return [*pool.map(np.asarray, arrays)]
 
 
 class Attributes(Mapping[str, Any]):
@@ -231,9 +262,12 @@ def _opened(path: str, data: bytes | None) -> Iterator[tuple[Any, Bytes]]:
             else:
                 source, opened = None, at.path
             file = stack.enter_context(h5py.File(opened, "r"))
+            shared: int | bytes | None = data
             if source is None:  # by its path there may be another file by now
-                source = stack.enter_context(open(f"/proc/self/fd/{file.id.get_vfd_handle()}", "rb"))
-            raw = Bytes(source)
+                handle = file.id.get_vfd_handle()
+                source = stack.enter_context(open(f"/proc/self/fd/{handle}", "rb", buffering=0))
+                shared = source.fileno()
+            raw = Bytes(source, shared)
         except (ObjectMissing, FileNotFoundError) as exc:
             raise CheckpointError(f"there is no file {path}") from exc
         except _DAMAGE as exc:
@@ -259,8 +293,9 @@ def written(
     """The content of such a file as buffers, among them the arrays, which must not change meanwhile."""
     h5py = _h5py()
     image = Image(arrays.values())
-    with h5py.File(image, "w") as file:
+    with ThreadPoolExecutor(_THREADS, "holdfast-hdf5") as pool, h5py.File(image, "w") as file:
         checks: dict[str, int] = {}
+        sums = pool.map(_crc, arrays.values())  # while the library lays the file out
         for group, named in attributes.items():
             holder = file.require_group(group) if group else file
             for name, value in named.items():
@@ -268,9 +303,9 @@ def written(
                 checks[f"{group}@{name}"] = crc32c(canonical(value))
         for path, array in arrays.items():
             made = file.create_dataset(path, data=array)
-            checks[path] = _crc(array)
             if array.dtype.name == _BFLOAT16:
                 made.attrs["dtype"] = _BFLOAT16
+        checks |= zip(arrays, sums, strict=True)
         file.attrs[CHECKS] = canonical(checks).decode()
     return image.buffers()
 
@@ -350,11 +385,11 @@ def _walk(file: Any, raw: Bytes, where: str, found: Contents, checks: Mapping[st
             elif isinstance(child, h5py.Dataset):
                 about = f"{where}: {path}"
                 attributes = Attributes(raw, _header(child), about, path, checks)
-                found.arrays[path] = _checked(child, path, about, attributes, checks)
+                found.arrays[path] = _checked(child, path, about, attributes, raw, checks)
 
 
 def _checked(
-    dataset: Any, path: str, what: str, attributes: Attributes, checks: Mapping[str, int]
+    dataset: Any, path: str, what: str, attributes: Attributes, raw: Bytes, checks: Mapping[str, int]
 ) -> Dataset:
     """An array, made sure of that it is simply stored in the file. CorruptCheckpoint says what is not."""
     if dataset.is_virtual or dataset.external:
@@ -372,4 +407,20 @@ def _checked(
     nbytes, stored = prod(dataset.shape) * dtype.itemsize, dataset.id.get_storage_size()
     if nbytes > HARMLESS_NBYTES and nbytes > MAX_EXPANSION * stored:
         raise CorruptCheckpoint(f"{what} promises {nbytes} bytes, of which {stored} are stored")
-    return Dataset(path, tuple(dataset.shape), dtype, attributes, dataset, checks)
+    place = _place(dataset, plist, nbytes)
+    plain = None if place is None or not raw.is_shared else (raw, place)
+    return Dataset(path, tuple(dataset.shape), dtype, attributes, dataset, checks, plain)
+
+
+def _place(dataset: Any, plist: Any, nbytes: int) -> int | None:
+    """Where the values lie in the file, if they do so as they would in memory, one behind the other."""
+    h5py = _h5py()
+    if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_nfilters() or nbytes == 0:
+        return None
+    stored = dataset.id.get_type()
+    if dataset.dtype.kind == "b":
+        return None  # any byte may stand there
+    if not dataset.dtype.isnative or not stored.equal(h5py.h5t.py_create(dataset.dtype, logical=True)):
+        return None
+    place = dataset.id.get_offset()
+    return None if place is None or dataset.id.get_storage_size() != nbytes else int(place)

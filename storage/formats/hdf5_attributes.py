@@ -7,6 +7,7 @@ sections IV.A (object headers and their messages) and III.E (global heap).
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -57,10 +58,14 @@ class Stored:
 
 
 class Bytes:
-    """A file's bytes by their places. Raises Damage for what lies beyond the end."""
+    """A file's bytes by their places. Raises Damage for what lies beyond the end.
 
-    def __init__(self, source: Source) -> None:
+    `whole` is the file's descriptor, or all its bytes, by which threads may read at the same time.
+    """
+
+    def __init__(self, source: Source, whole: int | bytes | None = None) -> None:
         self._source = source
+        self._whole = whole
         self.nbytes = source.seek(0, 2)
         self._heaps: dict[int, dict[int, bytes]] = {}
         self._heaps_nbytes = 0
@@ -76,6 +81,27 @@ class Bytes:
             raise Damage(f"something should lie at {start} to {start + nbytes}, beyond its end")
         self._source.seek(start)
         return self._source.read(nbytes)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether `read_into` can be called, by several threads at a time."""
+        return self._whole is not None
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """In place. Fill a buffer of bytes with what lies from a place on."""
+        stop = start + len(buffer)
+        if not 0 <= start <= stop <= self.nbytes:
+            raise Damage(f"something should lie at {start} to {stop}, beyond its end")
+        if isinstance(self._whole, bytes):
+            buffer[:] = memoryview(self._whole)[start:stop]
+            return
+        assert self._whole is not None
+        while buffer:
+            count = os.preadv(self._whole, [buffer], start)
+            if count == 0:
+                raise Damage(f"it ends at {start}: it was made shorter while it was read")
+            start += count
+            buffer = buffer[count:]
 
     def heap_object(self, address: int, number: int) -> bytes:
         """An object of a global heap."""

@@ -80,6 +80,7 @@ class Variable(_Arithmetic):
         constraint: Any = None,
     ) -> None:
         self._array: Array | None = None
+        self._is_bound = False  # to memory that others know
         self._initializer: Any = None
         self._streams: Streams | None = None  # that the initial value will be drawn from
         if shape is None:
@@ -155,10 +156,10 @@ class Variable(_Arithmetic):
         self.is_given = True
 
     def adopt(self, array: Array) -> None:
-        """In place. `restore` a value that nobody else has: where there is none yet, it is not copied."""
+        """In place. `restore` a value that nobody else has: it is not copied, unless memory is bound."""
         fits = array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGNMENT == 0
         fits = fits and array.shape == self.spec.shape and array.dtype.name == self.spec.dtype
-        if self._array is None and fits:
+        if fits and not self._is_bound:
             self._array = array
             self.is_given = True
         else:
@@ -176,6 +177,7 @@ class Variable(_Arithmetic):
         """In place. Have the value lie in this array, and take what is there."""
         assert array.shape == self.spec.shape, (self.path, array.shape, self.spec.shape)
         self._array = array
+        self._is_bound = True
         self.is_given = True
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 import pytest
 
+from storage.errors import CorruptCheckpoint
 from storage.formats import hdf5
 from storage.formats.hdf5_image import Image
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_large_arrays_are_not_copied_and_small_ones_come_back() -> None:
@@ -57,3 +62,36 @@ def test_reads_and_writes_anywhere_are_those_of_a_file(seed: int) -> None:
         file.seek(start)
         assert image.read(nbytes) == file.read(nbytes)
     assert b"".join(image.buffers()) == file.getvalue()
+
+
+@pytest.mark.parametrize("in_memory", [False, True], ids=["file", "bytes"])
+def test_arrays_are_read_as_the_library_reads_them_however_they_are_stored(
+    tmp_path: Path, in_memory: bool
+) -> None:
+    values = np.arange(600_000, dtype=np.float32).reshape(600, 1000)
+    path = tmp_path / "f.h5"
+    with h5py.File(path, "w") as file:
+        for kind in ("<f4", ">f4", "<f2", "<i8", ">i2", "u1", "?"):
+            file.create_dataset(f"plain{kind.strip('<>')}{kind[0] == '>'}", data=(values % 100).astype(kind))
+        file.create_dataset("cut", data=values, chunks=(100, 100))
+        file.create_dataset("squeezed", data=values, compression="gzip", shuffle=True)
+        file.create_dataset("filled", shape=(7, 8), dtype="f4", fillvalue=2.5)  # nothing is stored of it
+        odd = h5py.h5t.IEEE_F32LE.copy()  # as many bytes as a float32, and another number
+        odd.set_ebias(120)
+        space = h5py.h5s.create_simple((600, 1000))
+        h5py.h5d.create(file.id, b"odd", odd, space).write(h5py.h5s.ALL, h5py.h5s.ALL, values / 1e6)
+        expected = {name: file[name][()] for name in file}
+    with hdf5.reading(str(path), path.read_bytes() if in_memory else None) as found:
+        read = dict(zip(found.arrays, hdf5.read(found.arrays.values()), strict=True))
+    assert set(read) == set(expected)
+    for name, array in expected.items():
+        assert np.array_equal(read[name], array), name
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "f.h5"
+    hdf5.write(str(path), {"a": np.ones((1000, 1000), np.float32)}, {})
+    with hdf5.reading(str(path)) as found:
+        os.truncate(path, 1 << 20)
+        with pytest.raises(CorruptCheckpoint, match=r"a cannot be read: it ends at 1048576"):
+            hdf5.read(found.arrays.values())

@@ -211,7 +211,7 @@ def _restore(model: Model, found: _Found, *, by_name: bool, skip_mismatch: bool)
     left = (a for each in (*found.layers.values(), found.top) for a in each.values())
     used = {id(array) for array in arrays.values()}
     arrays |= {array.name: array for array in left if id(array) not in used}
-    return assign(variables, arrays, found.where, skip_mismatch=skip_mismatch)
+    return assign(variables, arrays, found.where, skip_mismatch=skip_mismatch, read=hdf5.read)
 
 
 def _matched(

@@ -18,7 +18,7 @@ from workers.nn.lookup import check
 from workers.nn.variables import Variable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from workers.nn.model import Model
 
@@ -64,11 +64,16 @@ def assign(
     where: str,
     *,
     skip_mismatch: bool = False,
+    read: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> Status:
-    """In place. Give variables the arrays of the same names, as far as there are such; see `planned`."""
+    """In place. Give variables the arrays of the same names, as far as there are such; see `planned`.
+
+    `read` makes arrays of all that are needed, if they are not made one by one.
+    """
     status = planned(variables, arrays, where, skip_mismatch=skip_mismatch)
     try:
-        values = {name: np.asarray(arrays[name]) for name in status.restored}
+        needed = [arrays[name] for name in status.restored]
+        values = dict(zip(status.restored, read(needed) if read else map(np.asarray, needed), strict=True))
     except BaseException:
         status.expect_partial()  # nothing was restored: there is nothing else to tell
         raise

@@ -98,7 +98,7 @@ def restore(model: Model, file: hdf5.Contents, where: str, *, skip_mismatch: boo
     found = {names.get(path, path): array for path, array in arrays.items() if _SEEDS not in path.split("/")}
     if not found.keys() <= variables.keys():
         check_built(model, where)  # what is not there yet would be left out
-    status = assign(variables, found, where, skip_mismatch=skip_mismatch)
+    status = assign(variables, found, where, skip_mismatch=skip_mismatch, read=hdf5.read)
     if f"{OPTIMIZER}/iteration" in status.restored:
         restore_seed(model, file.groups[""])
     return status

@@ -601,3 +601,32 @@ def test_row_05_a_file_that_is_replaced_while_it_is_read_is_the_old_one(
     other.load_weights(tmp_path / name)
     assert len({float(value) for weight in other.get_weights() for value in weight.ravel()}) == 1
     assert next(values) > 4, "it was replaced meanwhile"
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["own memory", "the trainer's memory"])
+def test_a_file_whose_last_array_is_damaged_changes_nothing(tmp_path: Path, trained: bool) -> None:
+    path = str(tmp_path / "m.weights.h5")
+    model, other = (
+        nn.Sequential([nn.Input((6,)), nn.Dense(300), nn.Dense(300), nn.Dense(3)]) for _ in range(2)
+    )
+    other.compile(nn.optimizers.SGD(0.1), "mse")
+    model.save_weights(path)
+    if trained:
+        other.fit(np.ones((8, 6), np.float32), np.ones((8, 3), np.float32), verbose=0)
+    before = other.get_weights()
+    with h5py.File(path, "r+") as file:
+        last = file["layers/dense_2/vars/0"]
+        values = last[()]
+        last[...] = values + 1
+    with pytest.raises(CorruptCheckpoint, match=r"layers/dense_2/vars/0 is damaged"):
+        other.load_weights(path)
+    assert all(map(np.array_equal, before, other.get_weights()))
+    with h5py.File(path, "r+") as file:
+        file["layers/dense_2/vars/0"][...] = values
+    other.load_weights(path).expect_partial()
+    assert all(map(np.array_equal, model.get_weights(), other.get_weights()))
+    if trained:  # goes on from what was loaded
+        for each in (model, other):
+            each.compile(nn.optimizers.SGD(0.1), "mse")
+            each.fit(np.ones((8, 6), np.float32), np.ones((8, 3), np.float32), shuffle=False, verbose=0)
+        assert all(map(np.array_equal, model.get_weights(), other.get_weights()))
