@@ -217,3 +217,39 @@ def test_on_ray_what_workers_print_is_shown_and_kept(ray_place: Place, ray_host:
         assert [line["text"] for line in mine if line["stream"] == "stdout"] == ["loading s3://key:***@host"]
         assert "raw words" in [line["text"] for line in mine if line["stream"] == "raw"]
     assert_nothing_left(ray_place, ray_host)
+
+
+SECRETIVE = """
+from dataclasses import replace
+
+from orchestrator.examples.quadratic import job as base
+
+
+def job(password: str, fail: bool = False):
+    def model():
+        print("the password is", password, flush=True)
+        if fail:
+            raise RuntimeError(f"no access with {password}")
+        return base().model()
+
+    return replace(base(), model=model)
+"""
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_on_ray_a_secret_given_by_name_is_with_the_workers_and_nowhere_to_be_read(
+    ray_place: Place, ray_host: RayHost, fail: bool
+) -> None:
+    ray_place.file("secretive.py", SECRETIVE)
+    ray_place.env["PLAIN_NAME"] = "canary-plain-4720"  # which the cluster's own processes do not have
+    settings = {"password": "env:PLAIN_NAME", "fail": fail}
+    outcome = ray_place.run("secretive.py", runtime="ray", more=HALF, settings=settings, workers=1, steps=10)
+    outcome.expect(int(fail))
+    assert "worker 0: the password is ***" in outcome.stderr, str(outcome)
+    assert not fail or "RuntimeError: no access with ***" in outcome.result["error"]
+    assert "the password is ***" in ray_place.cli("logs", "run").expect().stdout
+    files = [path for path in ray_place.root.rglob("*") if path.is_file()]
+    files += [path for path in ray_host.place.tmp.rglob("session_*/logs/**/*") if path.is_file()]
+    assert any(path.suffix == ".jsonl" for path in files)
+    assert any("session_" in str(path) for path in files)
+    assert not [path for path in files if b"canary-plain-4720" in path.read_bytes()]
