@@ -11,23 +11,28 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.filesize import decimal
 
 from orchestrator.submission import NAME, RUN_DIR, Job, check_address, find_run, next_id
 from storage.errors import ConfigurationError, InfrastructureError, MissingExtra, RunAlive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from orchestrator.submission import Submission
 
 _ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _PACKAGE = "holdfast_environment_{}.zip"
+_TOO_LARGE = re.compile(r"Maximum request body size|exceeds the maximum size")
 AFTER_END_S = 3.0
 """Seconds that the rest of a log may take to come, once its job has ended."""
 
@@ -88,9 +93,11 @@ class JobServer:
                     metadata=submission.metadata(version("holdfast")),
                     **({"entrypoint_label_selector": selector} if selector else {}),
                 )
-        except InfrastructureError as error:
+        except (ConfigurationError, InfrastructureError) as error:
             if "already exists" in str(error):
                 raise RunAlive(f"{submission.run_dir} has just been submitted by another as {id_}") from None
+            if _TOO_LARGE.search(str(error)) and submission.working_dir is not None:
+                raise ConfigurationError(_too_large(submission.working_dir, submission.excludes)) from error
             raise
         return id_
 
@@ -182,6 +189,28 @@ def _job(details: Any) -> Job:
     )
 
 
+def _too_large(folder: str, excludes: Sequence[str]) -> str:
+    """That Ray does not take a package of this folder, and what in it is large."""
+    from ray._private.runtime_env import packaging
+
+    sizes: dict[str, int] = {}
+
+    def see(path: Path) -> None:
+        if path.is_file():
+            sizes[str(path.relative_to(folder))] = path.stat().st_size
+
+    with suppress(Exception):  # it is Ray's own, and may change; the sizes are only a help
+        packaging._dir_travel(Path(folder), [packaging._get_excludes(Path(folder), [*excludes])], see, True)
+    largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:3]
+    shown = ", ".join(f"{name} ({decimal(sizes[name])})" for name in largest)
+    total = f" with {decimal(sum(sizes.values()))}" if sizes else ""
+    return (
+        f"{folder}{total} is more than the cluster's job server takes: name what is not needed in its "
+        ".gitignore or .rayignore, or give another --working-dir; data belongs where the nodes can read it"
+        + (f"; the largest: {shown}" if shown else "")
+    )
+
+
 def _missing() -> MissingExtra:
     return MissingExtra("Ray's job server needs more of Ray: pip install 'holdfast[submit]'")
 
@@ -204,10 +233,11 @@ def _translated(address: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error).strip()
-        first = text.partition("\n")[0]
+        first = text.partition("\n")[0].rstrip(".")
         if type(error).__name__ == "AuthenticationError" or "Authentication" in first:
+            reason = first.partition(". ")[0].rstrip(".")
             raise ConfigurationError(
-                f"{address} does not let us in ({first.rstrip('.')}): set RAY_AUTH_MODE=token, and the "
+                f"{address} does not let us in ({reason}): set RAY_AUTH_MODE=token, and the "
                 "cluster's token in RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
             ) from error
         if "requires the ray[default]" in text or "ray[default]" in first:
@@ -217,5 +247,6 @@ def _translated(address: str) -> Iterator[None]:
         if "already exists" in text:
             first = "it already exists"
         raise InfrastructureError(
-            f"the job server at {address} does not answer ({first}): check the address"
+            f"the job server at {address} does not answer ({first}): check the address, which is that of "
+            "Ray's dashboard (port 8265, if not told otherwise)"
         ) from error

@@ -28,7 +28,7 @@ from orchestrator.ckpt import AsJson  # noqa: TC001 typer reads it
 from orchestrator.configured import Config, Configured
 from orchestrator.discretion import variables_of
 from orchestrator.terminal import put, say
-from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, RunAlive
+from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, RunAlive, UserCodeError
 from workers.output import keep_secret
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def submit(
     id_ = submitter.submit()
     say(f"submitted as {id_} to {address}")
     if detach:
+        say(submitter.how_to_come_back())
         put(
             json.dumps({"job": id_, "address": address, "run_dir": url})
             if as_json
@@ -164,8 +165,7 @@ def _follow(submitter: _Submitter, *, as_json: bool) -> int:
     try:
         verdict = submitter.follow()
     except KeyboardInterrupt:
-        url = submitter.submission.run_dir
-        say(f"the run goes on without you; to end it: holdfast stop {shlex.quote(url)}")
+        say(f"the run goes on without you; {submitter.how_to_come_back()}")
         if as_json:
             put(json.dumps(read_status(submitter.run)[0].to_json()))
         return sub.STOPPED
@@ -202,6 +202,7 @@ def _code(target: str, working_dir: str | None, url: str) -> tuple[str, str | No
             path, name = target, ""
         JobSource.parse(target, {})  # complains about what is not there
         file = Path(path).resolve()
+        _check_syntax(path)
         folder = file.parent if working_dir is None else Path(working_dir).resolve()
         if not file.is_relative_to(folder):
             raise ConfigurationError(
@@ -214,6 +215,16 @@ def _code(target: str, working_dir: str | None, url: str) -> tuple[str, str | No
     return entry, str(folder), tuple(excluded)
 
 
+def _check_syntax(path: str) -> None:
+    """Raise UserCodeError for a file that no Python would read: before it is sent, rather than after."""
+    try:
+        compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise UserCodeError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except ValueError as error:
+        raise UserCodeError(f"{path}: {error}") from error
+
+
 def _in_words(submission: Submission) -> str:
     plan = submission.plan()
     lines = [f"to {plan['address']}: {plan['name']}", f"entrypoint: {plan['entrypoint']}"]
@@ -222,7 +233,9 @@ def _in_words(submission: Submission) -> str:
     lines += [f"environment, by name: {', '.join(plan['env'])}"] if plan["env"] else []
     for key, value in plan["label_selector"].items():
         lines.append(f"coordinator on a node with {key}={value}")
-    return "\n".join([*lines, f"run directory {plan['run_dir']}"])
+    lines += [f"workers on nodes with {key}={value}" for key, value in submission.spot]
+    everywhere = ", which all nodes must have" if submission.run_dir.startswith("/") else ""
+    return "\n".join([*lines, f"run directory {submission.run_dir}{everywhere}"])
 
 
 def _write(text: str) -> None:
@@ -244,6 +257,15 @@ class _Submitter:
         self._history: list[Restart] = []
         self._before = 0
         self._id = ""
+
+    def how_to_come_back(self) -> str:
+        """What to type to see the run, or to end it."""
+        where = shlex.quote(f"{self.submission.address}#{self._id}")
+        insecure = " --insecure" if self._insecure else ""
+        return (
+            f"to see it: holdfast status --watch {where}{insecure}, or holdfast logs -f {where}{insecure}; "
+            f"to end it: holdfast stop {where}{insecure}"
+        )
 
     def submit(self) -> str:
         """Submit the run. Raises RunAlive while it is at work, or a job for it is on the cluster."""

@@ -105,11 +105,11 @@ def strict(schema: Any) -> Any:
 
 
 def option_values(command: str) -> dict[str, Any]:
-    """What `holdfast run` understands of a command line. Fails where it would refuse it."""
-    words = shlex.split(command)
-    assert words[:2] == ["holdfast", "run"], command
-    run = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
-    values: dict[str, Any] = run.make_context("run", words[2:]).params
+    """What `holdfast` understands of a command line. Fails where it would refuse it."""
+    program, name, *words = shlex.split(command)
+    assert program == "holdfast", command
+    asked = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    values: dict[str, Any] = asked.make_context(name, words).params
     return values
 
 

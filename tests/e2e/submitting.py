@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import zipfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from tests.integration.harness import Progress, signal_all, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from tests.e2e.cluster import Cluster
     from tests.integration.harness import Outcome, Place, Started
@@ -19,6 +21,17 @@ if TYPE_CHECKING:
 STEPS = 240
 SETTINGS = {"delay_s": 0.02, "every": 20}
 LIMIT_S = 200.0
+
+
+def tiny_wheel(folder: Path, code: str) -> Path:
+    """A package `extra` of one module, as pip takes it."""
+    path, info = folder / "extra-1.0-py3-none-any.whl", "extra-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("extra.py", code)
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", f"extra.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    return path
 
 
 class Submitting:
@@ -56,6 +69,13 @@ class Submitting:
         self.progress.clear()
         started.until(lambda: self.progress.steps > steps, "training", LIMIT_S)
         return started
+
+    def edit(self, old: str, new: str) -> None:
+        """Put something else into the file of the tiny job."""
+        path = self.place.root / "tiny.py"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
 
     def status(self, url: str) -> dict[str, Any]:
         """What `holdfast status` tells of a run."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.submitting import LIMIT_S, STEPS, Submitting
+from tests.e2e.submitting import LIMIT_S, STEPS, Submitting, tiny_wheel
 from tests.integration.harness import Outcome, signal_all, wait_for
 
 if TYPE_CHECKING:
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from tests.conftest import Reference
 
 pytestmark = [pytest.mark.timeout(600)]
-
-
-IN_PLACE = ("--no-package",)
-"""For tests with several nodes: on one machine they unpack a package to the same place, each anew."""
 
 
 @pytest.fixture
@@ -122,7 +118,7 @@ def test_a_run_goes_on_without_its_supervisor_and_is_not_submitted_twice(
 def test_a_lost_node_costs_no_step(user: Submitting, digest: str) -> None:
     user.cluster.add_node("second")
     try:
-        started = user.begin(user.new_url(), 2, "--nodes", "2", *IN_PLACE)
+        started = user.begin(user.new_url(), 2, "--nodes", "2")
         assert user.cluster.workers("second"), "no worker is on the second node"
         user.cluster.kill("second")
         result = started.wait(LIMIT_S).done()
@@ -133,7 +129,7 @@ def test_a_lost_node_costs_no_step(user: Submitting, digest: str) -> None:
 
 def test_a_run_whose_coordinator_went_with_its_node_is_submitted_again(user: Submitting, digest: str) -> None:
     """The coordinator is placed by a label, on the node that is lost; another with that label is added."""
-    label = ("--on-demand", "ray.io/market-type=spot", *IN_PLACE)
+    label = ("--on-demand", "ray.io/market-type=spot", "--no-package")
     user.cluster.add_node("labelled")
     try:
         started = user.begin(user.new_url(), 2, *label)
@@ -149,23 +145,36 @@ def test_a_run_whose_coordinator_went_with_its_node_is_submitted_again(user: Sub
     assert "submitted again as" in outcome.stderr, str(outcome)
 
 
-def test_workers_are_placed_by_label(user: Submitting, digest: str) -> None:
+def test_coordinator_and_workers_are_placed_by_label_and_relaunched_there(
+    user: Submitting, digest: str
+) -> None:
+    """Both nodes unpack the package to one place, each anew; what is started again has to find it there."""
+    labels = ("--on-demand", "ray.io/market-type=on-demand", "--spot", "ray.io/market-type=spot")
     user.cluster.add_node("spot")
     try:
-        started = user.begin(user.new_url(), 2, "--spot", "ray.io/market-type=spot", *IN_PLACE)
+        started = user.begin(user.new_url(), 2, *labels, "--autoscale")
         everywhere, there = user.cluster.workers(), user.cluster.workers("spot")
-        assert started.wait(LIMIT_S).done()["state_digest"] == digest
+        where = {each.environ()["HOLDFAST_E2E_CLUSTER_NODE"] for each in user.supervisors()}
+        assert signal_all(user.coordinators(), signal.SIGKILL) == 2
+        result = started.wait(LIMIT_S).done()
     finally:
         user.cluster.kill("spot")
+    assert where == {"head"}
     assert len(there) == len(everywhere) >= 2
+    assert (result["attempt"], result["steps_lost"], result["state_digest"]) == (2, 0, digest)
 
 
 def test_a_cluster_that_is_killed_and_started_again_goes_on(user: Submitting, digest: str) -> None:
-    started = user.begin(user.new_url())
+    url = user.new_url()
+    user.edit("    def model():\n", "    def model():\n        print('of the job', flush=True)\n")
+    started = user.begin(url)
+    wait_for(lambda: "of the job" in user.cli("logs", url, "--rank", "1").stdout, "the logs", 60, 1.0)
     user.cluster.kill()
+    gone = [user.cli("logs", url, "--rank", rank).expect(0).stdout for rank in "01"]
     user.cluster.start()
     outcome = started.wait(LIMIT_S)
     result = outcome.done()
+    assert all("of the job" in each for each in gone)
     assert "submitted again as" in outcome.stderr, str(outcome)
     assert (result["attempt"], result["state_digest"]) == (2, digest)
 
@@ -186,12 +195,62 @@ def test_a_second_submit_is_refused_and_a_stopped_run_goes_on_with_more_workers(
     assert (result["attempt"], result["steps_lost"], result["state_digest"]) == (2, 0, digest)
 
 
+def test_a_run_is_left_scaled_killed_resumed_and_cloned_by_its_address(
+    user: Submitting, digest: str, reference: Reference
+) -> None:
+    url = user.new_url()
+    started = user.begin(url, 2, "--name", "by-address")
+    where = f"{user.cluster.address}#by-address"
+    started.popen.send_signal(signal.SIGINT)
+    left = started.wait(30).expect(130).stderr
+    assert "the run goes on without you" in left
+    assert f"holdfast stop {user.cluster.address}#holdfast-" in left.splitlines()[-1]
+    user.cli("scale", where, "3").expect(0)
+    wait_for(lambda: len(user.cluster.workers()) >= 3, "the third worker", 60, 0.2)
+    assert "is RUNNING" in user.cli("resume", where, "--step", "20").one_clear_line(4)
+    killed = user.cli("kill", where, "--json").expect(0).result
+    assert (killed["status"], user.supervisors()) == ("interrupted", [])
+    resumed = user.cli("resume", where, "--step", "20", "--set", "delay_s=0", "--json").done()
+    assert resumed["state_digest"] == digest
+    new = user.new_url()
+    cloned = user.cli("clone", where, new, "--steps", "260", "--set", "delay_s=0", "--json").done()
+    assert (cloned["run_dir"], cloned["step"]) == (new, 260)
+    assert cloned["state_digest"] == reference(steps=260)["state_digest"]
+    assert user.status(url)["step"] == STEPS
+
+
+def test_a_job_that_waits_for_a_node_is_stopped_by_its_address(user: Submitting) -> None:
+    words = user.words(user.new_url(), 1, "--name", "waits", "--detach", "--on-demand", "no-such=label")
+    user.cli(*words).expect(0)
+    where = f"{user.cluster.address}#waits"
+    assert "is PENDING" in user.cli("status", where).one_clear_line(2)
+    assert "waits for a node" in user.cli("stop", where).expect(0).stderr
+
+
+def test_packages_are_installed_for_a_run_and_its_logs_hide_what_is_secret(user: Submitting) -> None:
+    wheel = tiny_wheel(user.place.root, "WORD = 'it came along'\n")
+    requirements = user.place.file("requirements.txt", f"{wheel}\n")
+    printing = "import os, extra\n        print(extra.WORD, os.environ['AWS_SECRET_ACCESS_KEY'], flush=True)"
+    user.edit("    def model():\n", f"    def model():\n        {printing}\n")
+    url, more = user.new_url(), ("--name", "pip", "--pip", str(requirements))
+    outcome = user.place.start(user.words(url, 2, *more, steps=20)).wait(LIMIT_S)
+    outcome.done()
+    logs = [user.cli("logs", f"{user.cluster.address}#pip", "--rank", rank).expect(0).stdout for rank in "01"]
+    assert all("it came along ***" in each for each in logs), logs
+    assert user.secret not in outcome.stderr + "".join(logs) + user.cli("logs", url, "--json").stdout
+
+
+def test_a_folder_that_is_too_large_to_send_is_named_with_what_is_large_in_it(user: Submitting) -> None:
+    with (user.place.root / "data.bin").open("wb") as file:
+        file.truncate(110_000_000)
+    words = user.words(user.new_url())
+    user.cli(*words).one_clear_line(2, "more than the cluster's job server takes.*data.bin \\(110.0 MB\\)")
+    user.place.file(".gitignore", "*.bin\n")
+    user.cli(*words, "--set", "nonsense=1").expect(2)
+
+
 def test_an_error_in_the_job_is_not_relaunched(user: Submitting) -> None:
-    text = (user.place.root / "tiny.py").read_text()
-    broken = text.replace(
-        "    def model():\n", "    def model():\n        raise ValueError('it is broken')\n"
-    )
-    (user.place.root / "tiny.py").write_text(broken)
+    user.edit("    def model():\n", "    def model():\n        raise ValueError('it is broken')\n")
     outcome = user.place.start(user.words(user.new_url())).wait(LIMIT_S).expect(1)
     assert outcome.result["status"] == "failed"
     assert "it is broken" in outcome.stderr, str(outcome)

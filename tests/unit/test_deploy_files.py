@@ -59,6 +59,23 @@ def test_links_in_readme_lead_somewhere() -> None:
             assert (DEPLOY / target.partition("#")[0]).exists(), target
 
 
+def test_every_submission_in_readme_is_one_that_holdfast_takes_and_leaves_time_for_a_checkpoint() -> None:
+    joined = text("README.md").replace("\\\n", "")
+    found = re.findall(r"holdfast submit [^'\n`]*--run-dir [^'\n`]*", joined)
+    assert len(found) == 2
+    for command in found:
+        assert option_values(command)["grace_period"] >= STORE_S + LEAST_S["gradient"]
+
+
+def test_what_readme_does_with_a_submitted_run_is_what_holdfast_takes() -> None:
+    found = re.findall(
+        r"^\$ holdfast (\w+) (.*)(http://127\.0\.0\.1:8265#train)$", text("README.md"), re.MULTILINE
+    )
+    assert [name for name, *_ in found] == ["status", "stop", "resume"]
+    for name, options, where in found:
+        assert option_values(f"holdfast {name} {options}{where}")["run_dir"] == where
+
+
 def test_every_command_in_readme_is_one_that_holdfast_takes_and_leaves_time_for_a_checkpoint() -> None:
     assert len(commands()) == 3
     for command in commands():
