@@ -10,15 +10,12 @@ import subprocess
 import sys
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.deploying import DEPLOY, PROJECT, ROOT, lint, text
 from tests.integration.harness import Place, Progress, wait_for
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @cache
@@ -115,16 +112,23 @@ def test_shellcheck_finds_nothing_in_stop_runs() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no /proc")
-def test_stop_runs_waits_for_the_checkpoint_of_the_run_that_is_meant(tmp_path: Path, place: Place) -> None:
+@pytest.mark.parametrize("how", ["run", "submitted"])
+def test_stop_runs_waits_for_the_checkpoint_of_the_run_that_is_meant(
+    tmp_path: Path, place: Place, how: str
+) -> None:
     command = tmp_path / "bin" / "holdfast"  # as pip writes it
     command.parent.mkdir()
     command.write_text(f"#!{sys.executable}\nfrom orchestrator.cli import main\nmain()\n")
     command.chmod(0o755)
     environment = place.env | {"PYTHONPATH": str(ROOT)}
+    begin = [str(command)]
+    if how == "submitted":  # as Ray starts it, which finds `python` in PATH
+        begin = ["python", "-m", "orchestrator.supervision", "--retries", "1", "--"]
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     progress = [Progress(tmp_path / name) for name in ("stopped.progress", "other.progress")]
     runs = [
         subprocess.Popen(
-            [command, *place.command(run_dir=tmp_path / name, workers=1, steps=20_000, settings=settings)],
+            [*begin, *place.command(run_dir=tmp_path / name, workers=1, steps=20_000, settings=settings)],
             env=environment,
             cwd=place.root,
             stdout=subprocess.PIPE,
