@@ -223,9 +223,9 @@ def plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
             "import json, os, pathlib\np = pathlib.Path('codes')\nc, *r = json.loads(p.read_text())\n"
             "p.write_text(json.dumps(r))\nos.kill(os.getpid(), -c) if c < 0 else os._exit(c)"
         )
+        monkeypatch.chdir(tmp_path)  # where it is made is where it goes on
         supervisor = Supervisor((), RunDirectory(MemoryStore()), retries)
         supervisor._command = [sys.executable, "-S", "-c", script]
-        monkeypatch.chdir(tmp_path)
         return supervisor.supervise(), len(codes) - len(json.loads(left.read_text()))
 
     yield play
