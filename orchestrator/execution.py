@@ -179,18 +179,27 @@ class _Execution:
         self._beat = beat
 
     def finished_before(self) -> tuple[Result, None] | None:
-        """The result, if all steps are trained and stored."""
+        """The result, if all steps are trained and stored, and what comes of them is evaluated."""
         latest = self._run.latest()
         if latest is not None:  # it may be newer than the last sign of life
             ledger = self._records.ledger
             self._records.ledger = replace(ledger, highest_step=max(ledger.highest_step, latest.step))
         if latest is None or not (latest.step >= self._job.steps or self._was_ended_by_callback(latest)):
             return None
+        if self._lacks_evaluation(latest):
+            return None
         assert self._identity is not None
         check_arrays(self._identity, self._arrays(), self._url)
         # The last coordinator may have been killed between the last checkpoint and its own end.
         discard_arena(self._identity["place_id"], latest.step)
         return _finished_before(self._run, latest, self._records), None
+
+    def _lacks_evaluation(self, latest: Entry) -> bool:
+        """Whether the run was stopped within the evaluation that follows the last step."""
+        if self._job.validation is None or latest.manifest is None:
+            return False
+        is_done = self._beat is not None and self._beat["status"] == Status.DONE.value
+        return not is_done and not any(name.startswith("val_") for name in latest.manifest.metrics)
 
     def _was_ended_by_callback(self, latest: Entry) -> bool:
         if self._job.callbacks is None or latest.manifest is None:

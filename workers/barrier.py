@@ -92,6 +92,15 @@ class Barrier:
         """Give up what nobody works on: the phase is over without having been completed."""
         self._todo.clear()
 
+    def cancel(self) -> list[int]:
+        """Give up a phase without slots; returns the workers that are at it, who are not waited for."""
+        assert not self._use_slots
+        self._todo.clear()
+        busy = [worker for worker, items in self._busy.items() if items]
+        for worker in busy:
+            self._busy[worker] = []
+        return busy
+
     def dismiss(self, worker: int) -> bool:
         """Give a worker nothing more to do; True if it is doing nothing and can leave now."""
         if worker in self._busy:

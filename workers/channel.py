@@ -72,13 +72,16 @@ class Channel:
                 raise EOFError("the connection was closed") from error
             self._fill()
 
+    def received(self) -> list[tuple[Any, ...]]:
+        """The messages that are there already, without waiting. Raises EOFError at the end."""
+        if wait_readable(self.fileno(), 0):
+            self._fill()
+        return self._complete()
+
     def receive_ready(self) -> list[tuple[Any, ...]]:
         """Read once and return the messages that are complete. Raises EOFError at the end."""
         self._fill()
-        messages = []
-        while (message := self._next()) is not None:
-            messages.append(message)
-        return messages
+        return self._complete()
 
     def close(self) -> None:
         """End the stream for both sides, whoever else holds the descriptor."""
@@ -94,6 +97,12 @@ class Channel:
         if not data:
             raise EOFError("the connection was closed")
         self._buffer += data
+
+    def _complete(self) -> list[tuple[Any, ...]]:
+        messages = []
+        while (message := self._next()) is not None:
+            messages.append(message)
+        return messages
 
     def _next(self) -> tuple[Any, ...] | None:
         if len(self._buffer) < _LENGTH.size:

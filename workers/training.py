@@ -198,6 +198,7 @@ class Training:
         self._restoring = ""
         self._restorer = 0  # id of the writer that reads it
         self._stop: Stop | None = None
+        self._is_cut_short = False  # an evaluation was left
         self._failure: Exception | None = None
         self._trace: list[tuple[int, int, int]] | None = [] if os.environ.get("HOLDFAST_TRACE") else None
         self._dispatched_ns = 0
@@ -292,6 +293,7 @@ class Training:
                     self._resume_drain()
                 case Stop():
                     self._stop = command
+                    self._leave_evaluation()
                     self._resume_drain()
                 case _:
                     raise AssertionError(f"{command} is for the loop")
@@ -336,7 +338,7 @@ class Training:
         self._suspicion.begin()
         self._barrier.abandon()
         self._saving.abandon()
-        self._stop = None
+        self._stop, self._is_cut_short = None, False
         self._survivor = _survivor(arena)
         if self._survivor is not None:
             self._step, self._buffer = self._survivor.found.step, self._survivor.buffer
@@ -992,6 +994,18 @@ class Training:
         fingerprint = self._description["fingerprint"]
         return {"metrics": metrics, "fingerprint": fingerprint, "course": self._course_as_json()}
 
+    def _leave_evaluation(self) -> None:
+        """Asked to stop: an evaluation is left to the next attempt, which makes it anew at this step."""
+        if self._phase is not Phase.EVALUATE:
+            return
+        dropped, self._ticket = self._ticket, self._ticket + 1
+        for worker in self._barrier.cancel():
+            self.deadlines.gave_up(worker, None, self._clock())
+            self._workers[worker].send("drop", dropped)
+        self._ready_validation().give_up()
+        self._is_cut_short = True
+        self._phase = Phase.BOUNDARY
+
     def _end_evaluation(self) -> None:
         self._ready_validation().finish(self._step)
         self._tell_evaluation()
@@ -1062,6 +1076,9 @@ class Training:
         """A step is committed. Evaluate, checkpoint, stop or go on."""
         plan, validation = self._plan, self._ready_validation()
         assert plan is not None
+        if self._is_cut_short:
+            self._drain(done=False)
+            return
         if self._callbacks_are_due() and (self._stop is None or self._step >= plan.steps):
             self._ask_callbacks()
             return

@@ -45,6 +45,10 @@ class Validation:
         """Keep a batch's sums."""
         self._sums[batch] = sums
 
+    def give_up(self) -> None:
+        """Not all batches will be there."""
+        self._sums = {}
+
     def finish(self, step: int) -> None:
         """All batches are there: their sums, added along the tree, as `val_` metrics."""
         leaves = {(0, batch): sums for batch, sums in self._sums.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+from collections import deque
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -91,7 +92,8 @@ def _signs_of_life(channel: Channel) -> Iterator[None]:
 def _serve(channel: Channel, task: Task, fault: Fault | None) -> None:
     worker: Worker | None = None
     while True:
-        kind, *arguments = channel.receive()
+        waiting = None if worker is None else worker.next_message()
+        kind, *arguments = waiting or channel.receive()
         if kind == "exit":
             return
         if kind == "open":
@@ -117,6 +119,7 @@ class Worker:
         remainder: Remainder,
     ) -> None:
         self._channel = channel
+        self._waiting: deque[tuple[Any, ...]] = deque()
         self._task = task
         self._fault = fault
         self._seed = seed
@@ -259,6 +262,8 @@ class Worker:
         validation = self._task.validation
         assert validation is not None
         for item in items:
+            if self._is_dropped(ticket):
+                return
             low = item * self._batch_size
             indices = np.arange(low, min(low + self._batch_size, len(validation)))
             try:
@@ -272,6 +277,18 @@ class Worker:
                 self._report(ticket, item, error)
                 continue
             self._channel.send("done", ticket, item, sums)
+
+    def drop(self, ticket: int) -> None:
+        """The results of that phase are not wanted any more; it is over here already."""
+
+    def next_message(self) -> tuple[Any, ...] | None:
+        """In place. A message that came in the midst of a phase."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def _is_dropped(self, ticket: int) -> bool:
+        """Whether the rest of a phase is not wanted any more."""
+        self._waiting += self._channel.received()
+        return ("drop", ticket) in self._waiting
 
     def callbacks(self, ticket: int, buffer: int, items: tuple[int, ...], question: Question) -> None:
         """Ask the job's callbacks."""

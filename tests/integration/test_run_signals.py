@@ -74,3 +74,58 @@ def test_signals_twice_and_during_the_start_leave_a_run_that_resumes(
     place.assert_no_process()
     assert place.run(steps=60).done()["state_digest"] == reference()["state_digest"]
     place.assert_nothing_left(sockets=False)
+
+
+VALIDATED = """
+import dataclasses
+import time
+import numpy as np
+from tiny import job as plain
+
+
+def job(delay_s: float = 0.0, progress: str = "", steps: int = 60, every: int = 20):
+    made = plain(steps=steps, every=1000)
+
+    class Slow:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __len__(self):
+            return len(self.inner)
+
+        def take(self, indices):
+            time.sleep(delay_s)
+            if progress:
+                with open(progress, "ab") as file:
+                    file.write(b".")
+            return self.inner.take(indices)
+
+        def identity(self):
+            return self.inner.identity()
+
+    return dataclasses.replace(made, validation=lambda: Slow(made.data()), validate_every=every)
+"""
+
+
+@pytest.mark.parametrize("every", [20, 60], ids=["in between", "after the last step"])
+def test_sigterm_within_a_long_validation_does_not_wait_for_its_end(
+    place: Place, reference: Reference, every: int
+) -> None:
+    place.file("validated.py", VALIDATED)
+    progress = Progress(place.root / "progress")
+    slow = {"delay_s": 2, "progress": progress, "every": every}  # 8 batches for 2 workers
+    run = place.begin("validated.py", settings=slow)
+    run.until(lambda: progress.microbatches >= 1, "validation")
+    os.kill(run.popen.pid, signal.SIGTERM)
+    result = run.wait(60).expect(75).result
+    assert progress.microbatches < 8, "the rest of the validation data was not looked at"
+    assert (result["status"], result["step"]) == ("preempted", every)
+    assert latest(place.root / "run").step == every
+    place.assert_no_process()
+    place.forget_memory()
+    again = place.run("validated.py", settings={"every": every}).done()
+    assert again["attempt"] == 2
+    assert again["steps_lost"] == 0
+    assert again["state_digest"] == reference()["state_digest"]
+    assert "val_accuracy" in again["metrics"]
+    place.assert_nothing_left()

@@ -399,3 +399,16 @@ def test_what_nobody_works_on_can_be_abandoned_and_its_slots_are_not_lost() -> N
         assert not barrier.complete
         barrier.abandon()
         assert barrier.complete
+
+
+def test_a_phase_that_is_given_up_leaves_nothing_to_wait_for():
+    barrier = Barrier(num_slots=4)
+    for worker in (1, 2, 3):
+        barrier.join(worker)
+    given = barrier.begin(range(5), use_slots=False)
+    for item in next(each.items for each in given if each.worker == 3):
+        barrier.done(3, item)
+    assert sorted(barrier.cancel()) == [1, 2]
+    assert barrier.complete
+    assert not barrier.done(1, 0), "its result is not wanted any more"
+    assert sum(len(each.items) for each in barrier.begin(range(3), use_slots=True)) == 3

@@ -158,3 +158,16 @@ def test_an_address_in_use_cannot_be_listened_on_again() -> None:
     address = address_for(secrets.token_hex(8))
     with listen(address), pytest.raises(OSError, match="in use"):
         listen(address)
+
+
+def test_what_is_there_is_had_without_waiting(pair: tuple[Channel, Channel]) -> None:
+    one, other = pair
+    assert other.received() == []
+    for number in range(3):
+        one.send("message", number)
+    assert other.receive() == ("message", 0), "the others came with it"
+    assert other.received() == [("message", 1), ("message", 2)]
+    assert other.received() == []
+    one.close()
+    with pytest.raises(EOFError):
+        other.received()
