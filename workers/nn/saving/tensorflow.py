@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.bundle import kind_of
-from storage.errors import CheckpointError, ConfigurationError, IncompatibleCheckpoint
-from storage.files import is_file
+from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
+from storage.files import file_at, is_file
 from storage.formats import tensorflow_files as files
 from storage.formats.tensor_bundle import OBJECT_GRAPH, TensorBundle, numpy_dtype, open_bundle
 from storage.naming import listed
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 ENDING = "/.ATTRIBUTES/VARIABLE_VALUE"
 """What the names of tensors end with, behind the path of attributes that leads to a variable."""
+
+_TRIES = 5
 
 _BESIDE = (OBJECT_GRAPH, f"save_counter{ENDING}")
 """What a checkpoint holds for its own sake."""
@@ -133,7 +135,22 @@ def load_weights(
     changes nothing, where shapes differ or nothing fits; CheckpointError where nothing is; CorruptCheckpoint;
     ConfigurationError for a checkpoint without a graph of objects, as TF1 wrote them, and an unknown `root`.
     """
-    bundle = bundle_of(path)
+    for _ in range(_TRIES - 1):
+        bundle = bundle_of(path)
+        index = _index(bundle)
+        try:
+            return _load(model, bundle, root, skip_mismatch)
+        except CorruptCheckpoint:
+            if _index(bundle_of(path)) == index:
+                raise  # else it was replaced meanwhile
+    return _load(model, bundle_of(path), root, skip_mismatch)
+
+
+def _index(bundle: TensorBundle) -> bytes:
+    return file_at(f"{bundle.url}.index").read()
+
+
+def _load(model: Model, bundle: TensorBundle, root: str, skip_mismatch: bool) -> Status:
     graph = bundle.object_graph()
     if graph is None:
         raise ConfigurationError(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from storage.errors import ConfigurationError, IncompatibleCheckpoint
-from storage.formats.tensor_bundle import open_bundle
+from storage.errors import ConfigurationError, CorruptCheckpoint, IncompatibleCheckpoint
+from storage.formats.tensor_bundle import TensorBundle, open_bundle
 from workers import nn
 from workers.nn.saving.tensorflow import load_weights, save_weights
 
@@ -307,3 +307,31 @@ def test_a_layer_that_is_named_as_the_optimizer_is_refused(tmp_path: Path) -> No
     with pytest.raises(ConfigurationError, match="a layer has the name 'optimizer'"):
         model.save_weights(tmp_path / "cp.index")
     assert not [*tmp_path.iterdir()]
+
+
+def test_row_05_a_checkpoint_that_is_replaced_while_it_is_read_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(value: float) -> Any:
+        model = nn.Sequential([nn.Input((4,)), nn.Dense(3)])
+        model.set_weights([np.full(weight.shape, value) for weight in model.get_weights()])
+        return model
+
+    made(1).save_weights(tmp_path / "cp.index")
+    plain = TensorBundle.get_tensor
+
+    def replaced(self: Any, name: str) -> Any:
+        monkeypatch.undo()
+        for value in (2, 3):  # the second has files of the first one's names
+            made(value).save_weights(tmp_path / "cp.index")
+        return plain(self, name)
+
+    monkeypatch.setattr(TensorBundle, "get_tensor", replaced)
+    other = made(0)
+    other.load_weights(tmp_path / "cp")
+    values = {float(value) for weight in other.get_weights() for value in weight.ravel()}
+    assert len(values) == 1
+    (tmp_path / "cp.data-00000-of-00001").unlink(missing_ok=True)
+    (tmp_path / "cp.data-00000-of-00002").unlink(missing_ok=True)
+    with pytest.raises(CorruptCheckpoint):
+        other.load_weights(tmp_path / "cp")
