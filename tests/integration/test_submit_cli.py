@@ -86,6 +86,38 @@ def test_a_mistake_is_one_line(place: Place, more: tuple[str, ...], says: str) -
     assert "canary" not in line
 
 
+def test_a_file_that_is_no_python_is_not_sent(place: Place) -> None:
+    place.file("broken.py", "x = 1\ndef job(:\n")
+    place.cli(*words(place, job="broken.py")).one_clear_line(1, "broken.py, line 2: invalid syntax")
+
+
+def test_a_submitted_run_is_resumed_where_it_was_submitted_from(place: Place) -> None:
+    """By its directory too; it is submitted anew, to the cluster that it was submitted to."""
+    submitted = {"command": words(place), "folder": str(place.root)}
+    run = [
+        "run",
+        "tiny.py",
+        "--run-dir",
+        "runs/one",
+        "--workers",
+        "1",
+        "--runtime",
+        "process",
+        "--steps",
+        "5",
+    ]
+    place.start(run, {"HOLDFAST_SUBMITTED": json.dumps(submitted)}).wait().expect(0)
+    outcome = place.cli("resume", "runs/one", "--workers", "3").expect(75)
+    assert f"holdfast {shlex.join(words(place))} --run-dir" in outcome.stderr
+    assert f"{HERE} does not answer" in outcome.stderr
+    outcome = place.cli("clone", "runs/one", "runs/two", "--steps", "9").expect(75)
+    assert outcome.stderr.splitlines()[1].endswith("--name two --steps 9")
+    gone = {"HOLDFAST_SUBMITTED": json.dumps(submitted | {"folder": "/not/here"})}
+    place.start([*run[:-1], "9"], gone).wait().expect(0)
+    line = place.cli("resume", "runs/one").one_clear_line(2, "submitted from /not/here", "holdfast submit")
+    assert "Traceback" not in line
+
+
 def test_a_job_outside_of_what_is_sent_along_is_refused(place: Place) -> None:
     (place.root / "other").mkdir()
     place.cli(*words(place, "--working-dir", "other")).one_clear_line(2, "tiny.py is not in")

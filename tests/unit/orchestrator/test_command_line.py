@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 
+from orchestrator import ray_jobs
 from orchestrator.cli import app, main
+from orchestrator.submission import check_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,16 +54,60 @@ def test_every_command_has_json_and_an_example_with_options_that_there_are(name:
         assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options
 
 
-def test_the_examples_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["holdfast", "examples", "--json"])
+def called(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    """The exit code of `holdfast` with these words."""
+    monkeypatch.setattr(sys, "argv", ["holdfast", *words])
     streams = sys.stdout, sys.stderr
     try:
         with pytest.raises(SystemExit) as ended:
             main()
     finally:
         sys.stdout, sys.stderr = streams
-    assert ended.value.code == 0
+    return ended.value.code
+
+
+def test_the_examples_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(monkeypatch, "examples", "--json") == 0
     assert "digits" in json.loads(capsys.readouterr().out)
+
+
+BY_ADDRESS = {
+    **dict.fromkeys(
+        ["status", "logs", "metrics", "stop", "kill", "resume", "list", "ckpt ls", "ckpt gc"], ""
+    ),
+    "scale": "2",
+    "clone": "new",
+    "report": "--out=report.html",
+}
+"""Commands that take a cluster's address, and what else they need."""
+
+
+@pytest.mark.parametrize("name", BY_ADDRESS)
+def test_a_plain_address_of_another_machine_is_refused_by_every_command_unless_told(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    which = "" if name == "list" else "#run"
+    words = [*name.split(), f"http://192.0.2.1:8265{which}", *BY_ADDRESS[name].split()]
+    seen = []
+
+    def reached(address: str, environment: object, *, insecure: bool) -> str:
+        seen.append((address, insecure))
+        return check_address(address, os.environ, insecure=False)  # else it would be connected to
+
+    monkeypatch.setattr(ray_jobs, "check_address", reached)
+    for insecure in (False, True):
+        assert called(monkeypatch, *words, *(["--insecure"] if insecure else [])) == 2
+        assert "http://192.0.2.1:8265 is another machine" in (told := capsys.readouterr().err)
+        assert told.rstrip().endswith("say --insecure")
+        assert seen.pop() == ("http://192.0.2.1:8265", insecure)
+
+
+def test_every_command_that_takes_a_run_directory_takes_insecure_with_it() -> None:
+    takes = {name for name, each in ALL.items() if any(one.name == "run_dir" for one in each.params)}
+    allows = {name for name, each in ALL.items() if any("--insecure" in one.opts for one in each.params)}
+    assert takes - {"run", "chaos", "doctor"} <= allows
+    assert {*BY_ADDRESS} <= allows
 
 
 CALL = "import sys; sys.argv = ['holdfast', *sys.argv[1:]]; from orchestrator.cli import main; main()"
