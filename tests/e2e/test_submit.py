@@ -199,7 +199,7 @@ def test_a_run_is_left_scaled_killed_resumed_and_cloned_by_its_address(
     user: Submitting, digest: str, reference: Reference
 ) -> None:
     url = user.new_url()
-    started = user.begin(url, 2, "--name", "by-address")
+    started = user.begin(url, 2, "--name", "by-address", "--set", "delay_s=0.1")
     where = f"{user.cluster.address}#by-address"
     started.popen.send_signal(signal.SIGINT)
     left = started.wait(30).expect(130).stderr
@@ -210,7 +210,8 @@ def test_a_run_is_left_scaled_killed_resumed_and_cloned_by_its_address(
     assert "is RUNNING" in user.cli("resume", where, "--step", "20").one_clear_line(4)
     killed = user.cli("kill", where, "--json").expect(0).result
     assert (killed["status"], user.supervisors()) == ("interrupted", [])
-    resumed = user.cli("resume", where, "--step", "20", "--set", "delay_s=0", "--json").done()
+    step = str(user.cli("ckpt", "ls", where, "--json").expect(0).json[0]["step"])
+    resumed = user.cli("resume", where, "--step", step, "--set", "delay_s=0", "--json").done()
     assert resumed["state_digest"] == digest
     new = user.new_url()
     cloned = user.cli("clone", where, new, "--steps", "260", "--set", "delay_s=0", "--json").done()
