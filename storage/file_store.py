@@ -244,9 +244,16 @@ def _replace(scratch: str, path: str) -> None:
         os.replace(scratch, path)
     finally:
         if old >= 0 and os.fstat(old).st_size >= _LARGE_NBYTES:
-            threading.Thread(target=os.close, args=(old,), name="close").start()
+            _close_later(old)
         elif old >= 0:
             os.close(old)
+
+
+def _close_later(fd: int) -> None:
+    try:
+        threading.Thread(target=os.close, args=(fd,), name="close").start()
+    except RuntimeError:  # the interpreter ends, or there are too many threads
+        os.close(fd)
 
 
 def _start_writing_back(fd: int, start: int, nbytes: int) -> None:

@@ -345,3 +345,18 @@ def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch, number
     with pytest.raises(ConfigurationError, match="k: this file system has no hard links"):
         open_store(str(tmp_path)).create("k", b"x")
     assert os.listdir(tmp_path) == []
+
+
+def test_no_descriptor_stays_of_a_large_file_that_is_replaced_where_no_thread_can_be_had(
+    tmp_path, monkeypatch
+):
+    def none_left(thread):
+        raise RuntimeError("can't start new thread")
+
+    store = open_store(str(tmp_path))
+    store.write("k", (bytes(file_store._LARGE_NBYTES),))
+    before = sorted(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    store.write("k", (b"new",))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert store.read("k") == b"new"
