@@ -82,6 +82,29 @@ def test_row_28_each_optimizer_goes_on_in_keras_2(tmp_path: Path, optimizer: Any
     assert np.isfinite(back.predict(x, verbose=0)).all()
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: tf_keras.optimizers.AdamW(0.01, weight_decay=0.02),
+        lambda: tf_keras.optimizers.Lion(0.01),
+        lambda: tf_keras.optimizers.Adam(0.01, amsgrad=True),
+    ],
+    ids=["AdamW", "Lion", "AMSGrad"],
+)
+def test_row_28_newer_optimizers_of_keras_2_go_on_here(tmp_path: Path, optimizer: Any) -> None:
+    keras = tf_keras.layers
+    theirs = tf_keras.Sequential([keras.Input((6,)), keras.Dense(5, "tanh"), keras.Dense(3)])
+    theirs.compile(optimizer(), "mse")
+    data, y = numbers(6), targets(theirs)
+    theirs.fit(data, y, epochs=3, batch_size=16, shuffle=False, verbose=0)
+    theirs.save(tmp_path / "theirs.h5")
+    model = nn.load_model(tmp_path / "theirs.h5")
+    assert model.optimizer.steps == theirs.optimizer.iterations.numpy()
+    for each in (model, theirs):
+        each.fit(data, y, epochs=6, initial_epoch=3, batch_size=16, shuffle=False, verbose=0)
+    check_same(model, theirs, data, 1e-5)
+
+
 def test_row_28_a_model_within_a_model_of_keras_2_goes_on_here(tmp_path: Path) -> None:
     keras = tf_keras.layers
     first = keras.Dense(4, "relu", trainable=False)
