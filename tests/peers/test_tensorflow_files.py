@@ -12,11 +12,10 @@ from storage.formats.tensor_bundle import DTYPES, open_bundle, write_bundle
 from workers import nn
 from workers.nn.saving.tensorflow import save_checkpoint
 
-os.environ["KERAS_BACKEND"] = "tensorflow"  # for Keras 3, unless it was imported with another before
-
 tf_keras = pytest.importorskip("tf_keras", reason="tf_keras is not installed: make peers installs it")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make peers installs it")
 
+os.environ["KERAS_BACKEND"] = "tensorflow"  # for Keras 3, unless it was imported with another before
 keras = pytest.importorskip("keras", reason="Keras is not installed: make peers installs it")
 
 if TYPE_CHECKING:
