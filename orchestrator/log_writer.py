@@ -49,6 +49,7 @@ class LogWriter:
         self._told: dict[tuple[int, int], int] = {}  # process -> the last byte that a line was told of
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
+        self._left_out = 0
         self._part = b""
         self._number = 0
         self._due_s = 0.0
@@ -66,6 +67,7 @@ class LogWriter:
                 self._waiting_bytes += len(self._waiting[-1])
             while self._waiting_bytes > WAITING_BYTES:
                 self._waiting_bytes -= len(self._waiting.popleft())
+                self._left_out += 1
         return fresh
 
     def _row(self, node: int, line: Line) -> dict[str, Any]:
@@ -83,6 +85,15 @@ class LogWriter:
             "at": line.at,
         }
 
+    def _gap(self, count: int) -> bytes:
+        """A line that says that so many are missing, if any are."""
+        if not count:
+            return b""
+        text = f"({count} lines are left out here: the storage could not be written for too long)"
+        when = datetime.now(UTC).isoformat(timespec="milliseconds")
+        row = {"time": when, "attempt": self._key[0], "role": "coordinator", "rank": 0, "text": text}
+        return json.dumps(row).encode() + b"\n"
+
     def store(self, now_s: float, *, last: bool = False) -> None:
         """Store what waits if that is due or it is the `last`. Raises what the storage does."""
         with self._storing:
@@ -91,7 +102,8 @@ class LogWriter:
             self._due_s = now_s + EVERY_S
             with self._lock:
                 lines, self._waiting, self._waiting_bytes = [*self._waiting], deque(), 0
-            part = self._part + b"".join(lines)
+                left_out = self._left_out
+            part = self._part + self._gap(left_out) + b"".join(lines)
             try:
                 self._store.write(catalog.logs_key(*self._key, self._number), (part,))
             except Exception:
@@ -100,6 +112,8 @@ class LogWriter:
                     self._waiting_bytes += sum(map(len, lines))
                 raise
             self._part = part
+            with self._lock:
+                self._left_out -= left_out
             if len(part) >= PART_BYTES:
                 self._part, self._number = b"", self._number + 1
                 if self._number >= PARTS:
