@@ -195,8 +195,11 @@ class Player:
         self.next()
 
     def evaluate(self, ticket: int, buffer: int, items: tuple[int, ...]) -> None:
-        for item in items:
+        for item in items if ("drop", ticket) not in self.told else ():
             self.said.append(("done", ticket, item, evaluated(self.state(buffer)[0], item)))
+        self.next()
+
+    def drop(self, ticket: int) -> None:
         self.next()
 
     def write(
