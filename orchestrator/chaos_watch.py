@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from storage.errors import HoldfastError
 from storage.run_directory import RunDirectory
 from storage.store import open_store
-from workers.arenas import arena_path, parts_path
+from workers.arenas import arena_path, beside, is_arena
 from workers.processes import ProcessId, is_alive
 from workers.state import Arena
 
@@ -86,7 +86,7 @@ class Watch(threading.Thread):
         """Remove the memory of one node, as the loss of its machine does."""
         if self._place_id is not None:
             path = arena_path(self._place_id, node)
-            for name in (path, parts_path(path)):
+            for name in (path, *beside(path)):
                 with suppress(FileNotFoundError):
                     os.unlink(name)
 
@@ -121,11 +121,7 @@ class Watch(threading.Thread):
                 self._place_id = None if identity is None else identity["place_id"]
         if self._place_id is None:
             return
-        paths = {
-            p
-            for p in glob(escape(arena_path(self._place_id)) + "*")
-            if not p.endswith((".parts", ".new", ".steps"))
-        }
+        paths = {path for path in glob(escape(arena_path(self._place_id)) + "*") if is_arena(path)}
         for path in [*self._memories]:
             if path not in paths or _inode(path) != self._memories[path].inode:
                 self._memories.pop(path).arena.close()

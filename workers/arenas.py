@@ -77,18 +77,27 @@ def _replace(old: Arena, spec: ArenaSpec) -> Arena:
     return arena
 
 
+def is_arena(path: str) -> bool:
+    """Whether a file is an arena by its name, and none that is being made."""
+    match = _ARENA.fullmatch(os.path.basename(path))
+    return match is not None and match[3] is None
+
+
+def beside(arena: str) -> list[str]:
+    """The files that lie beside an arena, and go when it does; some may not be there."""
+    return [parts_path(arena), steps_path(arena), *glob(f"{glob_escape(arena)}{SPOOL}*")]
+
+
 def discard_arena(place_id: str, step: int) -> None:
     """Delete what a killed run left on this node, unless it is beyond `step`, after ending its processes."""
     own = arena_path(place_id)
     for path in glob(glob_escape(own) + "*"):
-        if not re.fullmatch(r"(\.\d+)?(\.new)?(\.parts|\.steps)?", path.removeprefix(own)):
-            continue  # of a run whose name begins as this one's does
+        if not re.fullmatch(r"(\.\d+)?(\.new)?(\.parts)?", path.removeprefix(own)):
+            continue  # it goes when its arena does, or is of a run whose name begins as this one's does
         if path.endswith(".parts"):
             with suppress(FileNotFoundError):
                 os.unlink(path)
             continue
-        if path.endswith(".steps"):
-            continue  # it goes when its arena does
         try:
             arena = Arena.attach(path)
         except FileNotFoundError:
@@ -100,9 +109,9 @@ def discard_arena(place_id: str, step: int) -> None:
         commit = arena.committed()
         if commit is None or commit.step <= step:
             arena.remove()
-            for beside in (steps_path(path), *glob(f"{glob_escape(path)}{SPOOL}*")):
+            for each in beside(path):
                 with suppress(FileNotFoundError):
-                    os.unlink(beside)
+                    os.unlink(each)
         arena.close()
 
 
@@ -135,13 +144,11 @@ def sweep(keep: str = "", kept_s: float = KEPT_S) -> list[str]:
             if match is None or match[2] == keep:
                 continue
             path, arena = os.path.join(directory, name), os.path.join(directory, match[1])
-            spooled = (match[3] or "").startswith(SPOOL)
-            if (match[3] in (".parts", ".steps") or spooled) and os.path.lexists(arena):
+            if match[3] not in (None, ".new") and os.path.lexists(arena):
                 continue  # it goes when its arena does
+            by_us = SPOOL in name or bool(_UUID.fullmatch(match[2]))
             with suppress(OSError):
-                if _is_abandoned(
-                    path, time.time() - kept_s, named_by_us=spooled or bool(_UUID.fullmatch(match[2]))
-                ):
+                if _is_abandoned(path, time.time() - kept_s, named_by_us=by_us):
                     os.unlink(path)
                     swept.append(path)
     return swept
