@@ -21,8 +21,8 @@ from workers.arithmetic import single_threaded_environment
 from workers.channel import Channel, address_for, connect
 from workers.main import resolve
 from workers.messages import Lost
-from workers.output import SPOOL
-from workers.processes import Watch, shared_memory_directory
+from workers.output import spool_prefix
+from workers.processes import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -264,7 +264,7 @@ class ProcessRuntime:
                 child.process.wait()
         self._children.clear()
         self._agents.clear()
-        for path in glob(f"{shared_memory_directory()}/holdfast-{self._invocation}-*{SPOOL}*"):
+        for path in glob(spool_prefix(address_for(f"{self._invocation}-*")) + "*"):
             with suppress(OSError):  # of processes that came to no agent with an arena
                 os.unlink(path)
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from storage.errors import UserCodeError
+from storage.libc import from_libc
 from workers.processes import ProcessId
 
 if TYPE_CHECKING:
@@ -176,5 +177,6 @@ def _wait(pid: int) -> int:
 
 
 def _prctl(option: int, value: int) -> None:
-    with suppress(OSError, AttributeError):  # where there is no prctl, nothing is lost but this
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+    call = from_libc("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
+    if call is not None:  # where there is none, nothing is lost but this
+        call(option, value, 0, 0, 0)

@@ -10,10 +10,11 @@ import shutil
 import stat
 import threading
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from storage.errors import ConfigurationError
 from storage.layout import check_key, check_name
+from storage.libc import from_libc
 from storage.store import ObjectInfo, Store, translated
 
 if TYPE_CHECKING:
@@ -26,16 +27,7 @@ BATCH_NBYTES = 8 << 20  # written by one system call, about
 _LARGE_NBYTES = 64 << 20  # of a file that it takes long to delete
 _SYNC_FILE_RANGE_WRITE = 2
 
-
-def _from_libc(name: str, *types: Any) -> Any:
-    """A function of the C library that Python has no name for; None where there is none."""
-    found = getattr(ctypes.CDLL(None), name, None)
-    if found is not None:
-        found.argtypes = types
-    return found
-
-
-_sync_file_range = _from_libc("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_sync_file_range = from_libc("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 class FileStore(Store):

@@ -84,9 +84,13 @@ def keep_output(address: str, role: str, rank: int, generation: int, *, quiet: b
 
 def spool_path(address: str, role: str, rank: int, generation: int, process: ProcessId) -> str:
     """Where a process of the agent at a socket address spools what it prints, until the agent has it."""
+    return f"{spool_prefix(address)}{role}-{rank}-{generation}-{process.pid}-{process.started}"
+
+
+def spool_prefix(address: str) -> str:
+    """What the paths of all spools of the agent at a socket address begin with, until it has an arena."""
     name = os.path.basename(address.lstrip("\0")).removesuffix(".sock")
-    which = f"{role}-{rank}-{generation}-{process.pid}-{process.started}"
-    return os.path.join(shared_memory_directory(), f"{name}{SPOOL}{which}")
+    return os.path.join(shared_memory_directory(), f"{name}{SPOOL}")
 
 
 def _spool(path: str, *, quiet: bool) -> Callable[[str], object]:

@@ -11,12 +11,13 @@ import os
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from storage.libc import from_libc
 from workers.lines import RAW, Line, attempt_mark, first_attempt, parse
-from workers.output import SPOOL, SPOOL_NAME
-from workers.processes import ProcessId, is_alive, shared_memory_directory
+from workers.output import SPOOL, SPOOL_NAME, spool_prefix
+from workers.processes import ProcessId, is_alive
 from workers.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ ENDED_S = 60.0
 
 _PAGE = 4096
 _PUNCH_A_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_fallocate = from_libc("fallocate64", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 @dataclass(slots=True)
@@ -65,8 +67,7 @@ class Spools:
     """The spool files of the processes of the agent at an address; any thread may call."""
 
     def __init__(self, address: str, show: Callable[[str], object] = lambda _: None) -> None:
-        self._prefix = os.path.basename(address.lstrip("\0")).removesuffix(".sock") + SPOOL
-        self._directory = shared_memory_directory()
+        self._directory, self._prefix = os.path.split(spool_prefix(address))
         self._show = show
         self._redactor = Redactor.of(os.environ)
         self._lock = threading.RLock()
@@ -202,10 +203,19 @@ class Spools:
         return lines
 
     def _line(self, file: _File, time_s: float, stream: str, text: str, at: int) -> Line:
-        line = Line(
-            time_s, file.attempt(at), file.role, file.rank, file.generation, *_of(file), stream, text, at
+        return Line(
+            time_s,
+            file.attempt(at),
+            file.role,
+            file.rank,
+            file.generation,
+            file.process.pid,
+            file.process.started,
+            stream,
+            self._redactor.text(text),
+            at,
+            again=at < file.told,
         )
-        return replace(line, text=self._redactor.text(text), again=at < file.told)
 
     def _show_raw(self, file: _File, lines: list[Line]) -> None:
         for line in lines:
@@ -232,12 +242,7 @@ class Spools:
             os.unlink(file.path)
 
 
-def _of(file: _File) -> tuple[int, int]:
-    return file.process.pid, file.process.started
-
-
 def _punch(fd: int, end: int) -> None:
     """Free the memory of a file's beginning; its size stays."""
-    with suppress(AttributeError, OSError):
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.fallocate64(fd, _PUNCH_A_HOLE, ctypes.c_int64(0), ctypes.c_int64(end))
+    if _fallocate is not None:
+        _fallocate(fd, _PUNCH_A_HOLE, 0, end)
