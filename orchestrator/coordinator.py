@@ -145,7 +145,7 @@ class Coordinator:
         self._began = self._waiting_since = self._clock()
         self._fault: Fault | None = None
         self._metrics = MetricsWriter(run.store, attempt.number, attempt.nonce)
-        self._logs = LogWriter(run.store, attempt.number, attempt.nonce)
+        self._logs = LogWriter(run.store, attempt.number, attempt.nonce, records.redactor)
 
     def run(self) -> State:
         """Run the attempt to its end; every process has ended when this returns."""
@@ -269,7 +269,7 @@ class Coordinator:
         """What processes of a node print; shown to whoever does not see them print it."""
         for line in self._logs.take(node, lines):
             if self._runtime.is_silent and not line.again:
-                self._observer.note(Note("output", f"{line.role} {line.rank}: {line.text}", {}))
+                self._observer.note(Note(e.OUTPUT, f"{line.role} {line.rank}: {line.text}", {}))
 
     def _store(self, *, last: bool = False) -> None:
         """Store what was measured and printed, if that is due; training needs none of it."""

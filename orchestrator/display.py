@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from orchestrator.coordinator import Observer
+from orchestrator.events import OUTPUT
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from orchestrator.events import Note
 
 LINE_EVERY_S = 5.0
-OUTPUT = "output"
-"""The kind of a note that is a line that a process has printed."""
-
 QUIET = {"ready", "prepared", "lost", "missed", "ended", "found"}
 """Kinds of notes that only the journal gets."""
 

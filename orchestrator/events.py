@@ -288,6 +288,10 @@ class RecordDivergence:
     found: m.Diverged
 
 
+OUTPUT = "output"
+"""The kind of a note that is a line that a process has printed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """Put into the journal, and tell the user in these words."""

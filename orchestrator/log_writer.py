@@ -6,20 +6,20 @@ A store cannot append: the newest part is stored again with every few lines more
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.logs import COORDINATOR
 from storage import catalog
-from workers.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from storage.store import Store
     from workers.lines import Line
+    from workers.redaction import Redactor
 
 EVERY_S = 3.0
 """Seconds between two times that lines are stored."""
@@ -40,10 +40,10 @@ class LogWriter:
     What could not be stored is tried again.
     """
 
-    def __init__(self, store: Store, attempt: int, nonce: str) -> None:
+    def __init__(self, store: Store, attempt: int, nonce: str, redactor: Redactor) -> None:
         self._store = store
         self._key = (attempt, nonce)
-        self._redactor = Redactor.of(os.environ)
+        self._redactor = redactor
         self._lock = threading.Lock()  # of what is told
         self._storing = threading.Lock()
         self._told: dict[tuple[int, int], int] = {}  # process -> the last byte that a line was told of
@@ -91,7 +91,7 @@ class LogWriter:
             return b""
         text = f"({count} lines are left out here: the storage could not be written for too long)"
         when = datetime.now(UTC).isoformat(timespec="milliseconds")
-        row = {"time": when, "attempt": self._key[0], "role": "coordinator", "rank": 0, "text": text}
+        row = {"time": when, "attempt": self._key[0], "role": COORDINATOR, "rank": 0, "text": text}
         return json.dumps(row).encode() + b"\n"
 
     def store(self, now_s: float, *, last: bool = False) -> None:

@@ -51,7 +51,12 @@ class LogReader:
                     yield line
 
     def _journal(self) -> Iterable[dict[str, Any]]:
-        for key in self._run.journals():
+        sizes = self._run.store.list(catalog.JOURNAL)
+        journals = catalog.journals(sizes)
+        for key in journals:
+            if key != journals[-1] and self._sizes.get(key) == sizes[key]:
+                continue  # that of an earlier attempt, to which nothing is added
+            self._sizes[key] = sizes[key]
             attempt = catalog.attempt_of_journal(key)
             for entry in self._run.read_journal(key):
                 text = entry.get("text") or entry.get("error")

@@ -71,11 +71,13 @@ def logs(
 
 
 def _show(lines: Iterable[dict[str, Any]], *, as_json: bool) -> None:
+    from orchestrator.logs import COORDINATOR
+
     for line in lines:
         if as_json:
             put(json.dumps(line))
         else:
-            who = line["role"] if line["role"] == "coordinator" else f"{line['role']} {line['rank']}"
+            who = line["role"] if line["role"] == COORDINATOR else f"{line['role']} {line['rank']}"
             when = line["time"][:23].replace("T", " ")
             put(f"{when} {line['attempt']} {who:<11} {_printable(line['text'])}")
 

@@ -6,7 +6,8 @@ import time
 from html import escape
 from typing import TYPE_CHECKING, Any, Self
 
-from orchestrator.display import OUTPUT, Scene
+from orchestrator.display import Scene
+from orchestrator.events import OUTPUT
 from orchestrator.terminal import put
 
 if TYPE_CHECKING:

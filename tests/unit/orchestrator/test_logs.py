@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from storage.errors import StorageError
 from storage.run_directory import RunDirectory
 from storage.store import open_store
 from workers.lines import Line
+from workers.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,7 +38,7 @@ def reader(path: Path, **wanted: Any) -> LogReader:
 
 
 def writer(path: Path, attempt: int = 1) -> LogWriter:
-    return LogWriter(open_store(str(path)), attempt, f"{attempt:08x}")
+    return LogWriter(open_store(str(path)), attempt, f"{attempt:08x}", Redactor.of(os.environ))
 
 
 def test_a_line_has_who_printed_it_and_when(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_lines_are_stored_every_few_seconds_and_at_the_end(tmp_path: Path) -> No
 
 def test_what_could_not_be_stored_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(str(tmp_path))
-    made = LogWriter(store, 1, "0" * 8)
+    made = LogWriter(store, 1, "0" * 8, Redactor())
     with monkeypatch.context() as broken:
 
         def fail(*_: object) -> int:
@@ -172,6 +174,23 @@ def test_the_journal_is_the_coordinators_log(tmp_path: Path) -> None:
     run.write_journal(attempt, entries)
     (last,) = follower.read()
     assert (last["text"], last["role"], last["attempt"], last["step"]) == ("it broke", "coordinator", 1, 4)
+
+
+def test_of_journals_only_the_newest_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(open_store(str(tmp_path)))
+    run.create_identity({})
+    entry = {"time": "1970-01-01T00:16:39.000+00:00", "t": 1.0, "kind": "ready", "text": "first"}
+    first, second = run.claim_attempt(), run.claim_attempt()
+    run.write_journal(first, [entry])
+    run.write_journal(second, [{**entry, "text": "second"}])
+    follower, read = LogReader(run), list[str]()
+    original = run.read_journal
+    monkeypatch.setattr(run, "read_journal", lambda key: read.append(key) or original(key))
+    assert texts(follower) == ["first", "second"]
+    assert texts(follower) == []
+    assert [key[:17] for key in read] == ["journal/a00000001", "journal/a00000002", "journal/a00000002"]
+    run.write_journal(first, [entry, {**entry, "t": 2.0, "text": "late"}])
+    assert texts(follower) == ["late"]
 
 
 def test_a_damaged_line_is_shown_as_what_it_is(tmp_path: Path) -> None:
