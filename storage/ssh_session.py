@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage.errors import ConfigurationError
+from storage.store import check_no_password
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator
@@ -46,11 +47,7 @@ def parse(url: str) -> Place:
     """What a URL says; ConfigurationError where it cannot work."""
     scheme, _, rest = url.partition("://")
     netloc, slash, path = rest.partition("/")
-    if "@" in netloc and ":" in netloc.rpartition("@")[0]:
-        raise ConfigurationError(
-            f"{scheme}://...@{netloc.rpartition('@')[2]}: a URL is stored and shown, so it must hold no "
-            "password: use a key, or an agent"
-        )
+    check_no_password(url, "use a key, or an agent")
     try:
         parts = urllib.parse.urlsplit(f"//{netloc}")
         host, port, user = parts.hostname, parts.port, parts.username

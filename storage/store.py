@@ -41,20 +41,21 @@ def open_store(url: str) -> Store:
     if separator and scheme not in ("file", "local"):
         from storage.object_store import ObjectStore
 
-        _check_no_password(scheme, rest)
+        instead = "give that in the environment or in a file, as the storage's own tools take it"
+        check_no_password(url, instead)
         return ObjectStore(url.rstrip("/"))
     from storage.file_store import FileStore
 
     return FileStore(os.path.abspath(rest if separator else os.path.expanduser(url)))
 
 
-def _check_no_password(scheme: str, rest: str) -> None:
-    netloc = rest.partition("/")[0]
-    user, at, host = netloc.rpartition("@")
+def check_no_password(url: str, instead: str) -> None:
+    """Raise ConfigurationError, which says what to do `instead`, for a URL with a password."""
+    scheme, _, rest = url.partition("://")
+    user, at, host = rest.partition("/")[0].rpartition("@")
     if at and ":" in user:
         raise ConfigurationError(
-            f"{scheme}://...@{host}: a URL is stored and shown, so it must hold no password: give that in "
-            "the environment or in a file, as the storage's own tools take it"
+            f"{scheme}://...@{host}: a URL is stored and shown, so it must hold no password: {instead}"
         )
 
 
