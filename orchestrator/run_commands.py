@@ -185,9 +185,10 @@ def resume(
     holdfast resume runs/digits --workers 4
     """
     from orchestrator.requests import rewind
+    from orchestrator.status import locate_run
 
     parameters_of(settings)
-    run, server = _at(run_dir, insecure=insecure)
+    run, server = locate_run(run_dir, insecure=insecure)
     _check_free(run, run_dir, server)
     command = _command_of(run)
     more = [] if server is None else _to(server, insecure=insecure)
@@ -210,11 +211,12 @@ def clone(
 
     holdfast clone runs/digits runs/longer --set steps=2000
     """
+    from orchestrator.status import locate_run
     from storage.store import open_store
     from storage.transfer import copy
 
     parameters_of(settings)
-    run, server = _at(run_dir, insecure=insecure)
+    run, server = locate_run(run_dir, insecure=insecure)
     command = _command_of(run)
     more = [] if server is None else _to(server, insecure=insecure)
     copied = copy(run.store.url if step is None else f"{run.store.url}#{step}", new_dir, lambda _: None)
@@ -223,19 +225,6 @@ def clone(
     if command[1][0] == "submit":
         more += ["--name", url.rstrip("/").rpartition("/")[2]]
     return _run(command, url, workers, steps, settings, more, as_json=as_json)
-
-
-def _at(run_dir: str, *, insecure: bool) -> tuple[RunDirectory, JobServer | None]:
-    """The run, and the job server that it was found by, if it was."""
-    from orchestrator.status import open_run
-    from orchestrator.submission import is_address
-
-    if not is_address(run_dir):
-        return open_run(run_dir), None
-    from orchestrator.ray_jobs import find_submitted
-
-    server, url = find_submitted(run_dir, insecure=insecure)
-    return open_run(url), server
 
 
 def _to(server: JobServer, *, insecure: bool) -> list[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from orchestrator.ledger import Ledger, Pace
+    from orchestrator.ray_jobs import JobServer
 
 KILLED = "it was killed, with its coordinator"
 SHOWN = 10
@@ -30,6 +31,11 @@ def open_run(url: str, *, insecure: bool = False) -> RunDirectory:
 
     `insecure` is as of `check_address`. Raises ConfigurationError if there is none.
     """
+    return locate_run(url, insecure=insecure)[0]
+
+
+def locate_run(url: str, *, insecure: bool = False) -> tuple[RunDirectory, JobServer | None]:
+    """As `open_run`, and the job server that the run was found by, if it was."""
     server = None
     if is_address(url):
         from orchestrator.ray_jobs import find_submitted
@@ -40,7 +46,7 @@ def open_run(url: str, *, insecure: bool = False) -> RunDirectory:
         if server is not None and (job := server.living(url)) is not None:
             raise ConfigurationError(f"{url} has not begun yet: its job {job.id} is {job.status}")
         raise ConfigurationError(f"there is no run at {run.store.url}: give the --run-dir of one")
-    return run
+    return run, server
 
 
 def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
