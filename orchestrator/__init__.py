@@ -29,14 +29,16 @@ def run(
     nodes: int = 1,
     standby: int = 0,
     address: str | None = None,
+    insecure: bool = False,
     cpus_per_worker: float = 1.0,
     take_over: bool = False,
     observer: Observer | None = None,
 ) -> Result:
     """Train a job to its end in a run directory at any fsspec URL; again, to go on where it stopped.
 
-    `workers` may be (fewest, most). `runtime` is "ray" (at `address`, else RAY_ADDRESS, else a local Ray) or
-    "process" (subprocesses of this machine). Workers are spread over `nodes` nodes at least, if there are so
+    `workers` may be (fewest, most). `runtime` is "ray" (at `address`, else RAY_ADDRESS, else a local Ray;
+    `insecure` allows another machine's HOST:PORT without token or TLS) or "process" (subprocesses of this
+    machine). Workers are spread over `nodes` nodes at least, if there are so
     many; the process runtime plays them. On each node `standby` more, which on Ray take CPUs too, take over
     at once when one dies. Progress is shown on standard error, or in a notebook, unless `observer` is given.
 
@@ -57,6 +59,7 @@ def run(
         standby=standby,
         runtime=runtime,
         address=address,
+        insecure=insecure,
         cpus_per_worker=cpus_per_worker,
         take_over=take_over,
     )

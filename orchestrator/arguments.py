@@ -20,9 +20,7 @@ CpusPerWorker = Annotated[float, typer.Option(metavar="C", help="CPUs that Ray r
 Nodes = Annotated[int, typer.Option(metavar="N", help="Nodes to spread over at least.")]
 Insecure = Annotated[
     bool,
-    typer.Option(
-        "--insecure", help="Allow a cluster's plain HTTP address on another machine, without a token."
-    ),
+    typer.Option("--insecure", help="Allow a cluster's plain address on another machine, without a token."),
 ]
 
 

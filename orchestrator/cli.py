@@ -180,6 +180,7 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else a local Ray.")
     ] = None,
+    insecure: Insecure = False,
     steps: Steps = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed, instead of the job's.")] = None,
@@ -240,6 +241,7 @@ def run(
         grace_s=grace_period,
         runtime=runtime,
         address=address,
+        insecure=insecure,
         cpus_per_worker=cpus_per_worker,
         take_over=take_over,
         command=tuple(sys.argv[1:]),

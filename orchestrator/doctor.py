@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import typer
 
 from orchestrator.ckpt import AsJson  # noqa: TC001 typer reads it
-from orchestrator.submission import is_loopback
+from orchestrator.submission import check_cluster, is_loopback
 from orchestrator.terminal import put
 from storage.errors import ConfigurationError, HoldfastError
 
@@ -133,6 +133,7 @@ def cluster(address: str) -> Iterator[Finding]:
             yield Finding("ok", what, look(address))
         except HoldfastError as error:
             yield Finding("fail", what, str(error))
+        yield from _risk(what, address)
         return
     try:
         status, answer = _ask(f"{address.rstrip('/')}/api/version", token=True)
@@ -142,6 +143,13 @@ def cluster(address: str) -> Iterator[Finding]:
         yield Finding("fail", what, f"nothing answers there ({getattr(error, 'reason', error)})", advice)
         return
     yield from server(what, address, status, answer, open_to_all=open_to_all)
+
+
+def _risk(what: str, address: str) -> Iterator[Finding]:
+    try:
+        check_cluster(address, os.environ, insecure=False)
+    except ConfigurationError as error:
+        yield Finding("warn", what, str(error))
 
 
 def server(what: str, address: str, status: int, answer: bytes, *, open_to_all: bool) -> Iterator[Finding]:

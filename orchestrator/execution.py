@@ -82,6 +82,9 @@ class Request:
     """Seconds that this process has to end after SIGTERM. None: as long as a checkpoint takes."""
 
     address: str | None = None
+    insecure: bool = False
+    """Whether the address may be another machine's, without a token or TLS."""
+
     cpus_per_worker: float = 1.0
     take_over: bool = False
     command: tuple[str, ...] = ()
@@ -489,6 +492,7 @@ def _runtime(request: Request, workers: int, observer: Observer, signals: _Signa
         request.cpus_per_worker,
         succession.invocation(),
         request.autoscale,
+        request.insecure,
     )
     try:
         runtime.connect(lambda text: observer.note(Note("ray", text, {})))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.events import Draining, Exited, Heard, NodeLost, Place
 from orchestrator.runtime import DEAD_S, HEARTBEAT_S
-from orchestrator.submission import LABELS
+from orchestrator.submission import LABELS, check_cluster
 from storage.errors import ConfigurationError, InfrastructureError, Superseded
 from workers.agent import AgentLoop
 from workers.arithmetic import settle_arithmetic, single_threaded_environment
@@ -62,6 +62,8 @@ FORWARDED = (
 """Environment variables of the coordinator's that the actors get."""
 
 NAMESPACE = "holdfast"
+_OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""What Ray's job server sets for its jobs, beside RAY_ADDRESS."""
 
 
 @contextmanager
@@ -185,6 +187,7 @@ class RayRuntime:
         cpus_per_worker: float,
         invocation: str,
         autoscale: bool = False,
+        insecure: bool = False,
     ) -> None:
         self._source = source
         self._folder = os.getcwd()  # which Ray may make anew, by the same name
@@ -194,6 +197,7 @@ class RayRuntime:
         self._invocation = invocation
         self._token = secrets.token_hex(4)  # a dead coordinator's workers may still be starting
         self._autoscale = autoscale
+        self._insecure = insecure
         self._asked_for = 0
         self._nodes: dict[int, _Node] = {}
         self._agents: dict[int, _Agent] = {}
@@ -214,7 +218,8 @@ class RayRuntime:
     def connect(self, tell: Callable[[str], None]) -> None:
         """Connect to the cluster at the address, else RAY_ADDRESS, else start a local one.
 
-        Raises ConfigurationError if an address does not answer or the cluster is too small.
+        Raises ConfigurationError if an address does not answer, is another machine's without protection, or
+        the cluster is too small.
         """
         # Workers of a local cluster inherit this before they import NumPy.
         os.environ.update(single_threaded_environment())
@@ -235,6 +240,8 @@ class RayRuntime:
 
     def _init(self, ray: Any, tell: Callable[[str], None]) -> None:
         address = self._address or os.environ.get("RAY_ADDRESS") or "local"
+        if self._address or _OF_A_JOB not in os.environ:  # else Ray itself says where its job is
+            check_cluster(address, os.environ, insecure=self._insecure)
         _check_listening(address)
         for last in [*([False] * (INIT_TRIES - 1)), True]:
             try:

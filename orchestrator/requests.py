@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.events import Scaled, Signalled, Status
 from orchestrator.life import lives, supervisor_of
+from orchestrator.relaunch import awaited
 from orchestrator.spec import check_workers
 from storage.errors import ConfigurationError, InfrastructureError
 from storage.manifest import Base
@@ -100,23 +101,44 @@ def is_at_work(beat: Mapping[str, Any] | None) -> bool:
 
 
 def stop(run: RunDirectory, *, checkpoint: bool, timeout_s: float) -> bool:
-    """Have a run stop, and wait for its end; False if it is not at work.
+    """Have a run stop, and wait for its end; False if it is not at work, nor about to be started again.
 
     Without a checkpoint a coordinator of this machine that does not answer in time is killed, and with it all
     that it has started. Raises InfrastructureError if the run has not ended then.
     """
-    beat = run.newest_beat()
-    if beat is None or not is_at_work(beat):
-        return False
+    deadline = time.monotonic() + timeout_s
+    stopped = False
+    while True:
+        beat = run.newest_beat()
+        if beat is not None and is_at_work(beat):
+            _stop(run, beat, checkpoint=checkpoint, timeout_s=timeout_s, until=deadline)
+            stopped = True
+        elif awaited(run) is None:
+            return stopped
+        elif not stopped:  # its supervisor reads it
+            run.request(STOP, {"checkpoint": checkpoint})
+            stopped = True
+        elif time.monotonic() > deadline:
+            raise _goes_on(run, timeout_s)
+        time.sleep(LOOK_S)
+
+
+def _stop(
+    run: RunDirectory, beat: Mapping[str, Any], *, checkpoint: bool, timeout_s: float, until: float
+) -> None:
     run.request(STOP, {"checkpoint": checkpoint})
-    if _has_ended(run, timeout_s):
-        return True
+    if _has_ended(run, until - time.monotonic()):
+        return
     newest = run.newest_beat() or beat
     if not checkpoint and lives(newest):
         _kill(newest)
         if _has_ended(run, timeout_s):
-            return True
-    raise InfrastructureError(
+            return
+    raise _goes_on(run, timeout_s)
+
+
+def _goes_on(run: RunDirectory, timeout_s: float) -> InfrastructureError:
+    return InfrastructureError(
         f"{run.store.url} has not ended within {timeout_s:g} s: the request stays, and is read when its "
         "coordinator is well again; look at it with `holdfast status`"
     )

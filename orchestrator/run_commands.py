@@ -235,10 +235,15 @@ def _to(server: JobServer, *, insecure: bool) -> list[str]:
 def _check_free(run: RunDirectory, run_dir: str, server: JobServer | None) -> None:
     """Raise RunAlive while the run is at work; of one on another machine a sign of life is waited for."""
     from orchestrator.execution import check_not_alive
+    from orchestrator.relaunch import awaited
     from orchestrator.submit_commands import check_not_submitted
 
     if server is not None:
         check_not_submitted(server, run.store.url)
+    if awaited(run) is not None:
+        raise RunAlive(
+            f"{run_dir} is about to be started again: stop it first with `holdfast stop {run_dir}`"
+        )
     if (beat := run.newest_beat()) is None:
         return
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.failures import Kind, remedy
 from orchestrator.history import pace_of, read_ledger
 from orchestrator.life import check_beat, is_succeeded, lives
+from orchestrator.relaunch import awaited
 from orchestrator.result import Result
 from orchestrator.submission import is_address
 from storage.errors import ConfigurationError
@@ -53,7 +54,8 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     """How the run stands, and the last sign of life that says so ({} if there was none).
 
     A run whose coordinator is known to have died without a word, and that has nobody who starts another one,
-    has failed; one on another host is taken to be running until its coordinator says otherwise.
+    has failed. One that a supervisor is about to start again is running; one on another host is taken to be
+    running until its coordinator says otherwise.
     """
     beat = run.newest_beat()
     latest = run.latest()
@@ -70,6 +72,9 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     succeeded = dead and is_succeeded(beat)
     if dead and not succeeded:
         status, error, failure = "failed", KILLED, Kind.INFRASTRUCTURE.value
+    restart = awaited(run) if status in ("failed", "preempted") else None
+    if restart is not None:
+        status, error = "running", None
     step, metrics = beat["step"], dict(beat["metrics"])
     if latest is not None and manifest is not None and latest.step > step:
         step, metrics = latest.step, dict(manifest.metrics)  # newer than the last sign of life
@@ -89,7 +94,10 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     )
     told = add_history(result, ledger, pace_of(beat))
     if status == "running":
-        told = replace(told, next=_what_runs(beat, succeeded=succeeded))
+        runs = _what_runs(beat, succeeded=succeeded)
+        told = replace(
+            told, next=runs if restart is None else _waits(restart["waiting"], restart.get("most"))
+        )
     return told, beat
 
 
@@ -124,9 +132,7 @@ def _what_runs(beat: Mapping[str, Any], *, succeeded: bool) -> str:
         return "its coordinator was killed: another one is being started, and training goes on meanwhile"
     waiting = beat.get("waiting")
     if isinstance(waiting, dict) and isinstance(waiting.get("until"), int | float):
-        left_s = max(0.0, waiting["until"] - time.time())
-        which = f"{waiting.get('number')} of {beat.get('max_restarts')}"
-        return f"waiting {left_s:.0f} s before restart {which}: {waiting.get('cause')}"
+        return _waits(waiting, beat.get("max_restarts"))
     nodes, workers = beat.get("nodes"), beat["workers"]
     where = f"on {_many(nodes, 'node')} with {_many(workers, 'worker')}"
     if beat.get("standby"):
@@ -139,6 +145,12 @@ def _what_runs(beat: Mapping[str, Any], *, succeeded: bool) -> str:
         case "preparing" | "starting":
             return "bringing its nodes to the same step"
     return f"running {where}"
+
+
+def _waits(waiting: Mapping[str, Any], most: object) -> str:
+    left_s = max(0.0, waiting["until"] - time.time())
+    which = f"{waiting.get('number')} of {most}"
+    return f"waiting {left_s:.0f} s before restart {which}: {waiting.get('cause')}"
 
 
 def _many(count: object, noun: str) -> str:

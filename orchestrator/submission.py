@@ -145,14 +145,34 @@ def check_address(address: str, environment: Mapping[str, str], *, insecure: boo
         raise ConfigurationError(f"{address}: give the cluster's address without ? and #")
     token = uses_token(environment)
     if parts.scheme == "http" and not is_loopback(host) and not token and not insecure:
-        hint = "RAY_AUTH_TOKEN is set, but RAY_AUTH_MODE=token is not: " if _has_token(environment) else ""
-        raise ConfigurationError(
-            f"{address} is another machine, without encryption or authentication: {hint}start the "
-            "cluster with RAY_AUTH_MODE=token and set that and RAY_AUTH_TOKEN_PATH here, use a tunnel "
-            "(ssh -L 8265:localhost:8265 HOST) or https, or say --insecure"
+        raise _unprotected(
+            address, environment, "use a tunnel (ssh -L 8265:localhost:8265 HOST) or https, or say --insecure"
         )
     shown = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{shown}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+
+
+def check_cluster(address: str, environment: Mapping[str, str], *, insecure: bool) -> None:
+    """Raise ConfigurationError for another machine's HOST:PORT, where neither tokens nor TLS are used.
+
+    Whoever listens on the way, or is there in the cluster's place, could run code here. What is no HOST:PORT
+    is this machine, or the cluster that it is a part of.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit() or is_loopback(host.strip("[]")) or insecure:
+        return
+    if not uses_token(environment) and environment.get("RAY_USE_TLS", "").lower() not in ("1", "true"):
+        raise _unprotected(
+            address, environment, "use --address auto on a machine of the cluster, or say --insecure"
+        )
+
+
+def _unprotected(address: str, environment: Mapping[str, str], other_ways: str) -> ConfigurationError:
+    hint = "RAY_AUTH_TOKEN is set, but RAY_AUTH_MODE=token is not: " if _has_token(environment) else ""
+    return ConfigurationError(
+        f"{address} is another machine, without encryption or authentication: {hint}start the cluster with "
+        f"RAY_AUTH_MODE=token and set that and RAY_AUTH_TOKEN_PATH here, {other_ways}"
+    )
 
 
 def is_address(text: str) -> bool:

@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import succession
+from orchestrator import relaunch, succession
 from orchestrator.requests import STOP
 from orchestrator.restart import Restart, decide
 from orchestrator.spec import RestartPolicy
@@ -52,6 +52,14 @@ class Supervisor:
         """Run until there is nothing to start again; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        try:
+            return self._supervise()
+        finally:
+            if self._history:
+                with suppress(HoldfastError):
+                    relaunch.withdraw(self._run)
+
+    def _supervise(self) -> int:
         asked = self._asked()
         while True:
             code = self._once()
@@ -64,6 +72,7 @@ class Supervisor:
             if not decision.restart:
                 return AGAIN
             self._history.append(Restart(step, delay_s=decision.delay_s, cause=cause))
+            self._announce(decision.delay_s, cause)
             if self._ends_while_waiting(decision.delay_s, asked):
                 say("supervisor: stopped while waiting")
                 return 130
@@ -80,13 +89,18 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 os.kill(self._child.pid, number)
 
+    def _announce(self, delay_s: float, cause: str) -> None:
+        waiting = {"until": round(time.time() + delay_s, 3), "number": len(self._history), "cause": cause}
+        with suppress(HoldfastError):
+            relaunch.announce(self._run, waiting, self._policy.max_restarts)
+
     def _ends_while_waiting(self, delay_s: float, asked: str | None) -> bool:
         until = time.monotonic() + delay_s
-        while not self._stopped and (left_s := until - time.monotonic()) > 0:
+        while not self._stopped and self._asked() == asked:
+            if (left_s := until - time.monotonic()) <= 0:
+                return False
             time.sleep(min(LOOK_S, left_s))
-            if self._asked() != asked:
-                return True
-        return bool(self._stopped)
+        return True
 
     def _asked(self) -> str | None:
         """What names the last request to stop; where the storage fails, that counts as none."""

@@ -3,69 +3,25 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.integration.harness import ROOT
+from tests.readme import README, Step, assert_shown, indented, steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.integration.harness import Outcome, Place
 
-README = (ROOT / "README.md").read_text()
-
-HEXADECIMAL = re.compile(r"(?<![\w.])[0-9a-f]{16,}\b")
-NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
-PARENT = re.compile(r"/\S*/(?=runs/)")
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One command with the output that is shown for it, or one snippet of Python."""
-
-    line: int
-    command: tuple[str, ...]
-    code: str
-    shown: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"README.md:{self.line}: {' '.join(self.command) or 'python'}"
-
-    @property
-    def kind(self) -> str:
-        """Which test runs it."""
-        if self.command[:1] in [("make",), ("pip",)]:
-            return "install"
-        if "mnist" in self.command:
-            return "mnist"
-        return "ray" if self.command[:2] == ("holdfast", "run") and "process" not in self.command else "here"
-
-
-def steps() -> Iterator[Step]:
-    """What the readme tells its reader to do."""
-    for block in re.finditer(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
-        line = README.count("\n", 0, block.start()) + 2
-        if block[1] in ("python", "toml"):
-            shown = re.findall(r"print\(.*\)  # (.*)", block[2])
-            yield Step(line, (), block[2], tuple(shown))
-        else:
-            assert block[1] == "console", f"README.md:{line}: a block of {block[1]}, which no test runs"
-            for part in re.finditer(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block[2], re.MULTILINE):
-                number = line + block[2].count("\n", 0, part.start())
-                shown = [each for each in part[2].splitlines() if each != "..."]
-                yield Step(number, tuple(shlex.split(part[1])), "", tuple(shown))
-
-
 STEPS = list(steps())
+INDENTED = list(indented())
 
 
 def of_kind(kind: str) -> list[Step]:
@@ -88,19 +44,6 @@ def do(step: Step, place: Place) -> Outcome | None:
         return place.python(*words).expect(0)
     assert program == "holdfast", f"{step}: no test knows how to run it"
     return place.cli(*words).expect(0)
-
-
-def outline(text: str) -> str:
-    """The text without what differs from one run or machine to the next."""
-    text = HEXADECIMAL.sub("HEX", PARENT.sub("", text))
-    return " ".join(NUMBER.sub("N", text).split())
-
-
-def assert_shown(step: Step, outcome: Outcome) -> None:
-    """The lines that the readme shows were printed, in that order, if maybe not in a row."""
-    printed = iter([outline(line) for line in (outcome.stderr + outcome.stdout).splitlines()])
-    for line in step.shown:
-        assert outline(line) in printed, f"{step}: it does not print, after the lines before\n{line}{outcome}"
 
 
 def digest(place: Place, run_dir: str) -> str:
@@ -129,6 +72,38 @@ def test_commands_and_snippets_print_what_is_shown(walked: Place) -> None:
     assert (walked.root / "train.py").exists()
     assert len(digest(walked, "runs/digits")) >= 32
     walked.assert_nothing_left()
+
+
+def test_every_command_outside_of_blocks_is_one_that_a_test_runs() -> None:
+    """Here scale and chaos, in tests/e2e what needs a cluster."""
+    on_a_cluster = [step for step in INDENTED if any("http://" in word for word in step.command)]
+    assert [step.command[:2] for step in INDENTED if step not in on_a_cluster] == [
+        ("holdfast", "scale"),
+        ("export", "RAY_AUTH_MODE=token"),
+        ("holdfast", "chaos"),
+    ]
+    assert {step.command[1] for step in on_a_cluster} == {"submit", "stop", "resume", "clone"}
+
+
+def the_indented(command: str) -> Step:
+    return next(step for step in INDENTED if step.command[:2] == ("holdfast", command))
+
+
+def test_a_run_at_work_is_scaled(walked: Place) -> None:
+    (run,) = [step for step in STEPS if "runs/two-nodes" in step.command and "run" in step.command]
+    started = walked.start([*run.command[1:], "--steps", "1000000"])
+    started.until(lambda: " loss " in started.said(), "it trains")
+    step = the_indented("scale")
+    assert_shown(step, walked.cli(*step.command[1:]).expect(0))
+    assert len(started.processes("worker")) >= 2
+    started.driver.send_signal(2)
+    started.wait().expect(130)
+    walked.assert_nothing_left()
+
+
+def test_chaos_shows_what_is_shown(walked: Place) -> None:
+    step = the_indented("chaos")
+    assert_shown(step, walked.cli(*step.command[1:], timeout_s=240).expect(0))
 
 
 @pytest.mark.ray

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import pytest
 
-from tests.integration.harness import Progress, latest, saved
+from orchestrator.relaunch import awaited
+from storage.run_directory import RunDirectory
+from storage.store import open_store
+from tests.integration.harness import Progress, Started, latest, saved
 
 if TYPE_CHECKING:
-    from tests.integration.harness import Place, Started
+    from tests.integration.harness import Place
 
 
 def begun(place: Place, name: str = "run", **options: Any) -> Started:
@@ -51,6 +56,38 @@ def test_a_run_is_killed_without_a_checkpoint_even_if_its_coordinator_hangs(plac
         assert run.wait().code != 0
         assert steps_of(place, f"run-{hangs}") in ([], [0], [20])
     place.forget_memory()
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_submitted_run_that_waits_for_its_restart_is_stopped_by_its_directory(
+    place: Place, how: str
+) -> None:
+    progress = Progress(place.root / "progress")
+    words = place.command(run_dir=place.root / "run", settings={"delay_s": 0.02, "progress": progress})
+    supervise = [sys.executable, "-m", "orchestrator.supervision", "--retries", "10", "--"]
+    supervisor = Started(place, [*supervise, *words], place.env)
+    place.started.append(supervisor)
+    supervisor.until(lambda: progress.steps > 30, "it trains")
+    run = RunDirectory(open_store(str(place.root / "run")))
+    children = supervisor.driver.children(recursive=True)
+    for child in children:
+        child.kill()
+    supervisor.until(lambda: awaited(run), "it waits")
+    supervisor.driver.suspend()  # for longer than it was going to
+    stands = status(place)
+    assert (stands["status"], stands["error"]) == ("running", None)
+    assert "before restart 1 of 10: the run was killed by signal 9" in stands["next"]
+    place.cli("resume", "run").one_clear_line(4, "about to be started again", "holdfast stop")
+    stopping = place.start([how, "run", "--json"])
+    stopping.until(lambda: run.requested("stop"), "it is asked to stop")
+    supervisor.driver.resume()
+    assert stopping.wait().expect(0).json["status"] == "failed"
+    assert "stopped while waiting" in supervisor.wait().expect(130).stderr
+    assert "nothing to stop" in place.cli(how, "run").expect(0).stderr
+    assert status(place)["attempt"] == 1
+    resumed = place.cli("resume", "run", "--set", "delay_s=0", "--json").done()
+    assert resumed["steps_lost"] == 0
+    place.assert_nothing_left(sockets=False)
 
 
 def test_a_run_goes_on_from_an_earlier_checkpoint(place: Place) -> None:

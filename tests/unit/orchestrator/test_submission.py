@@ -20,6 +20,7 @@ from orchestrator.submission import (
     Next,
     Submission,
     check_address,
+    check_cluster,
     find_run,
     goes_on,
     is_address,
@@ -81,6 +82,22 @@ def test_what_only_looks_like_this_machine_is_refused(host: str) -> None:
 def test_what_is_no_job_server_is_refused_by_name(address: str) -> None:
     with pytest.raises(ConfigurationError, match=r"address|integer"):
         check_address(address, TOKEN, insecure=True)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.7:6379", "ray://head.example.com:10001", "[fe80::1]:6379"])
+def test_a_plain_address_of_ray_on_another_machine_needs_a_token_tls_or_leave(address: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"RAY_AUTH_MODE=token.*--address auto.*--insecure"):
+        check_cluster(address, {"RAY_USE_TLS": "0"}, insecure=False)
+    check_cluster(address, TOKEN, insecure=False)
+    check_cluster(address, {"RAY_USE_TLS": "1"}, insecure=False)
+    check_cluster(address, {}, insecure=True)
+
+
+@pytest.mark.parametrize(
+    "address", ["auto", "local", "127.0.0.1:6379", "[::1]:6379", "ray://localhost:10001"]
+)
+def test_this_machine_and_its_cluster_need_no_token(address: str) -> None:
+    check_cluster(address, {}, insecure=False)
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
