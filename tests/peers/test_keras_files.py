@@ -101,7 +101,8 @@ def test_row_29_directories_and_weights_in_several_files_pass_to_keras_and_back(
         each.fit(x, y, epochs=7, initial_epoch=5, batch_size=16, shuffle=False, verbose=0)
     check_same(back, theirs, x, 1e-5)
     gib = 300 / 1024**3
-    model.save_weights(tmp_path / "ours.weights.json", max_shard_size=gib)
+    for _ in range(2):  # the second has names of its own for its files
+        model.save_weights(tmp_path / "ours.weights.json", max_shard_size=gib)
     assert len([*tmp_path.glob("ours_*.weights.h5")]) > 3
     theirs.load_weights(tmp_path / "ours.weights.json")
     check_same(model, theirs, x, 2e-6)

@@ -1,7 +1,9 @@
 """Keras 3's weights in several files: `X.weights.json` says which of `X_00000.weights.h5`, ... holds what.
 
-The index is written last. Files of one save hold the same mark as their index, so that what is left of an
-older save is not taken for a part of a newer one; Keras does not look at it.
+The index is written last. Where there is one already, the new files have names of their own, and the old
+ones are deleted behind the new index: at each moment one save is there whole. Files of one save hold the same
+mark as their index, so that what others have put there is not taken for a part of it; Keras does not look at
+it. Keras does open `X_00000.weights.h5` whatever the index says, so one without weights is left there.
 """
 
 from __future__ import annotations
@@ -9,18 +11,19 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import ConfigurationError, CorruptCheckpoint, ObjectMissing
-from storage.files import file_at
+from storage.errors import CheckpointError, ConfigurationError, CorruptCheckpoint, ObjectMissing
+from storage.files import file_at, is_file
 from storage.formats import hdf5
+from storage.objects import while_replaced
 from storage.strict_json import parse
 from workers.nn.lookup import check
 from workers.nn.saving import weights_h5
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from workers.nn.model import Model
     from workers.nn.saving.state import Status
@@ -66,9 +69,11 @@ def save_weights(model: Model, path: str, *, max_shard_size: float = DEFAULT_GIB
         shards[-1][name] = array
         size += array.nbytes
     stem, mark = path.removesuffix(".json").removesuffix(".weights"), secrets.token_hex(8)
+    older = _files_of(path, stem)
+    own = f"-{mark}" if older is None or older else ""
     where: dict[str, list[str]] = {}
     for i, shard in enumerate(shards):
-        url = f"{stem}_{i:05}.weights.h5"
+        url = f"{stem}_{i:05}{own}.weights.h5"
         groups = {name.rpartition("/")[0] for name in shard}
         attributes = {group: names[group] for group in groups if group in names}
         hdf5.write(url, shard, {**attributes, "": {**names[""], _MARK: mark}})
@@ -79,6 +84,25 @@ def save_weights(model: Model, path: str, *, max_shard_size: float = DEFAULT_GIB
         _MAP: {group: files[0] if len(files) == 1 else files for group, files in sorted(where.items())},
     }
     file_at(path).write(json.dumps(index, indent=4).encode())
+    if own:
+        first = f"{stem}_00000.weights.h5"
+        hdf5.write(first, {}, {"": names[""]})
+        for url in {*(older or ())} - {first}:
+            with suppress(ObjectMissing):
+                file_at(url).delete()
+
+
+def _files_of(path: str, stem: str) -> list[str] | None:
+    """The files of the save that is to be replaced, as far as they have the names of one; None if unknown."""
+    try:
+        names, _ = _read_index(path)
+    except ObjectMissing:
+        return []
+    except CorruptCheckpoint:
+        return None
+    head, slash, tail = stem.rpartition("/")
+    ours = re.compile(re.escape(tail) + r"_\d{5}(-[0-9a-f]{16})?\.weights\.h5")
+    return [f"{head}{slash}{name}" for name in names if ours.fullmatch(name)]
 
 
 def load_weights(model: Model, path: str, *, skip_mismatch: bool = False, by_name: bool = False) -> Status:
@@ -86,16 +110,32 @@ def load_weights(model: Model, path: str, *, skip_mismatch: bool = False, by_nam
 
     Raises CorruptCheckpoint for an index that is damaged, and files that are missing or of another save.
     """
+    try:
+        return while_replaced(lambda: _load_weights(model, path, skip_mismatch=skip_mismatch))
+    except ObjectMissing as exc:
+        if not is_file(path):
+            raise
+        raise CorruptCheckpoint(f"{path} names a file that is not there: {exc}") from exc
+
+
+def _load_weights(model: Model, path: str, *, skip_mismatch: bool) -> Status:
     names, mark = _read_index(path)
-    head = path.rpartition("/")[0]
+    head, slash, _ = path.rpartition("/")
+    urls = [f"{head}{slash}{name}" for name in names]
+    try:
+        return _restore(model, path, urls, mark, skip_mismatch=skip_mismatch)
+    except CheckpointError:
+        for url in urls:
+            file_at(url).info()  # what is missing is no damage: a newer save has taken its place
+        raise
+
+
+def _restore(
+    model: Model, path: str, urls: Sequence[str], mark: str | None, *, skip_mismatch: bool
+) -> Status:
     whole = hdf5.Contents({}, {})
     with ExitStack() as stack:
-        for name in names:
-            url = f"{head}/{name}" if head else name
-            try:
-                file_at(url).info()
-            except ObjectMissing as exc:
-                raise CorruptCheckpoint(f"{path} names a file {name}, which is not there") from exc
+        for url in urls:
             file = stack.enter_context(hdf5.reading(url))
             found = file.groups[""].text(_MARK)
             if mark is not None and found != mark:

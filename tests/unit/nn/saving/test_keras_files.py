@@ -518,11 +518,12 @@ def test_row_29_files_that_do_not_belong_together_are_refused(tmp_path: Path) ->
     model.save_weights(index, max_shard_size=200 / GIB)
     old = (tmp_path / "m_00000.weights.h5").read_bytes()
     model.save_weights(index, max_shard_size=200 / GIB)
-    (tmp_path / "m_00000.weights.h5").write_bytes(old)
-    with pytest.raises(CorruptCheckpoint, match=r"m_00000.weights.h5 is of another save than"):
+    first = next(tmp_path.glob("m_00000-*.weights.h5"))
+    first.write_bytes(old)
+    with pytest.raises(CorruptCheckpoint, match=f"{first.name} is of another save than"):
         model.load_weights(index)
-    (tmp_path / "m_00000.weights.h5").unlink()
-    with pytest.raises(CorruptCheckpoint, match=r"names a file m_00000.weights.h5, which is not there"):
+    first.unlink()
+    with pytest.raises(CorruptCheckpoint, match=f"names a file that is not there.*{first.name}"):
         model.load_weights(index)
     for name, message in {
         "../x.h5": "which is no file beside it",
@@ -542,6 +543,54 @@ def test_row_29_files_that_do_not_belong_together_are_refused(tmp_path: Path) ->
         model.save_weights(index, max_shard_size=0)
     with pytest.raises(ConfigurationError, match=r"are named X.weights.json"):
         model.save_weights(tmp_path / "m.h5", max_shard_size=1)
+
+
+@pytest.mark.parametrize("root", ["", "memory://keras-shards-again/"])
+def test_row_29_a_save_of_several_files_that_does_not_end_leaves_the_older_one(
+    tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = root or f"{tmp_path}/"
+    path, model = f"{place}m.weights.json", compiled()
+    model.save_weights(path, max_shard_size=200 / GIB)
+    saved = state(model)
+    model.fit(*data(), verbose=0)
+    write, calls = hdf5.write, iter(range(99))
+
+    def dies(*args: Any) -> None:
+        if next(calls) == 2:
+            raise OSError("no space left on device")
+        write(*args)
+
+    monkeypatch.setattr(hdf5, "write", dies)
+    with pytest.raises(OSError, match="no space"):
+        model.save_weights(path, max_shard_size=200 / GIB)
+    monkeypatch.undo()
+    other = compiled()
+    other.load_weights(path).assert_consumed()
+    assert state(other) == saved
+    model.save_weights(path, max_shard_size=200 / GIB)
+    other.load_weights(path).assert_consumed()
+    assert state(other) == state(model)
+    assert not is_file(f"{place}m_00001.weights.h5")
+
+
+def test_row_05_weights_in_several_files_that_are_replaced_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, model, other = f"{tmp_path}/m.weights.json", compiled(), compiled()
+    model.save_weights(path, max_shard_size=200 / GIB)
+    reading, calls = hdf5.reading, iter(range(99))
+
+    def replaced(url: str) -> Any:
+        if next(calls) in (0, 3):
+            model.fit(*data(), verbose=0)
+            model.save_weights(path, max_shard_size=200 / GIB)
+        return reading(url)
+
+    monkeypatch.setattr(hdf5, "reading", replaced)
+    other.load_weights(path).assert_consumed()
+    assert next(calls) > 4
+    assert state(other) == state(model)
 
 
 @pytest.mark.parametrize("name", ["w.weights.h5", "w.weights.json", "w.keras"])
