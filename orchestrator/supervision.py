@@ -96,14 +96,14 @@ class Supervisor:
 
     def _ends_while_waiting(self, delay_s: float, asked: str | None) -> bool:
         until = time.monotonic() + delay_s
-        while not self._stopped and self._asked() == asked:
+        while not self._stopped and self._asked() in (None, asked):
             if (left_s := until - time.monotonic()) <= 0:
                 return False
             time.sleep(min(LOOK_S, left_s))
         return True
 
     def _asked(self) -> str | None:
-        """What names the last request to stop; where the storage fails, that counts as none."""
+        """What names the last request to stop; None if there is none, or where the storage fails."""
         with suppress(HoldfastError):
             request = self._run.requested(STOP)
             return None if request is None else str(request["nonce"])

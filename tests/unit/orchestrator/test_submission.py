@@ -267,6 +267,7 @@ def test_a_request_to_stop_ends_the_supervisor_while_it_waits(monkeypatch: pytes
     monkeypatch.setattr(supervision, "LOOK_S", 0.01)
     run = RunDirectory(MemoryStore())
     supervisor = Supervisor((), run, 10)
+    assert not supervisor._ends_while_waiting(0.05, "the storage does not tell of it any more")
     asked = supervisor._asked()
     run.request("stop", {"checkpoint": True})
     began = time.monotonic()
