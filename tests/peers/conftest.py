@@ -1,5 +1,6 @@
-"""Real Keras computes with JAX: the lightest of its backends that has all of it."""
+"""Real Keras computes with JAX: the lightest of its backends that has all of it; beside TensorFlow, with that."""
 
 import os
+from importlib.util import find_spec
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("KERAS_BACKEND", "jax" if find_spec("jax") else "tensorflow")

@@ -1,13 +1,10 @@
 """Layers on images and steps, and normalization, next to real Keras: outputs, gradients, averages."""
 
-import os
-
 import numpy as np
 import pytest
 
 from workers import nn
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
 pytestmark = pytest.mark.peers
 jax = pytest.importorskip("jax", reason="JAX is not installed: make peers installs it")
 keras = pytest.importorskip("keras", reason="Keras is not installed: make peers installs it")

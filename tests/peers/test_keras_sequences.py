@@ -1,14 +1,11 @@
 """Recurrent layers and attention give the values and the gradients of real Keras, with the same weights."""
 
-import os
-
 import numpy as np
 import pytest
 
 from workers import nn
 
 pytestmark = pytest.mark.peers
-os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras", reason="Keras is not installed: make peers installs it")
 jax = pytest.importorskip("jax", reason="JAX is not installed: make peers installs it")
 if keras.config.backend() != "jax":

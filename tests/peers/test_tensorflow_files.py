@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from workers.nn.saving.tensorflow import save_checkpoint
 
 tf_keras = pytest.importorskip("tf_keras", reason="tf_keras is not installed: make peers installs it")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make peers installs it")
-
-os.environ["KERAS_BACKEND"] = "tensorflow"  # for Keras 3, unless it was imported with another before
 keras = pytest.importorskip("keras", reason="Keras is not installed: make peers installs it")
 
 if TYPE_CHECKING:
