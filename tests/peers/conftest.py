@@ -1,4 +1,4 @@
-"""Real Keras computes with JAX: the lightest of its backends that has all of it; beside TensorFlow, with that."""
+"""Real Keras computes with JAX, the lightest of its backends that has all of it; else with TensorFlow."""
 
 import os
 from importlib.util import find_spec
