@@ -107,19 +107,22 @@ def stop(run: RunDirectory, *, checkpoint: bool, timeout_s: float) -> bool:
     that it has started. Raises InfrastructureError if the run has not ended then.
     """
     deadline = time.monotonic() + timeout_s
-    stopped = False
+    asked = None  # the newest attempt when the run was asked
     while True:
-        beat = run.newest_beat()
-        if beat is not None and is_at_work(beat):
-            _stop(run, beat, checkpoint=checkpoint, timeout_s=timeout_s, until=deadline)
-            stopped = True
-        elif awaited(run) is None:
-            return stopped
-        elif not stopped:  # its supervisor reads it
+        waits, beat = awaited(run) is not None, run.newest_beat()
+        if waits and asked is None:  # its supervisor reads it
             run.request(STOP, {"checkpoint": checkpoint})
-            stopped = True
-        elif time.monotonic() > deadline:
-            raise _goes_on(run, timeout_s)
+            asked = run.newest_attempt()
+        elif waits:
+            if time.monotonic() > deadline:
+                raise _goes_on(run, timeout_s)
+        elif asked is not None and asked == run.newest_attempt():
+            return True
+        elif beat is not None and is_at_work(beat):
+            _stop(run, beat, checkpoint=checkpoint, timeout_s=timeout_s, until=deadline)
+            asked = run.newest_attempt()
+        else:
+            return asked is not None
         time.sleep(LOOK_S)
 
 

@@ -72,7 +72,8 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     succeeded = dead and is_succeeded(beat)
     if dead and not succeeded:
         status, error, failure = "failed", KILLED, Kind.INFRASTRUCTURE.value
-    restart = awaited(run) if status in ("failed", "preempted") else None
+    silent = not beat["closed"] and lives(beat) is None
+    restart = awaited(run) if silent or status in ("failed", "preempted") else None
     if restart is not None:
         status, error = "running", None
     step, metrics = beat["step"], dict(beat["metrics"])

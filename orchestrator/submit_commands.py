@@ -425,11 +425,13 @@ def end_submitted(
     run = RunDirectory(open_store(url))
     deadline = time.monotonic() + timeout_s
     stopped = by_ray = False
+    ended = None
     while True:
         job, left_s = server.living(url), max(0.0, deadline - time.monotonic())
-        if not by_ray and requests.is_at_work(run.newest_beat()):
+        if not by_ray and ended != run.newest_attempt() and requests.is_at_work(run.newest_beat()):
             try:
                 stopped |= requests.stop(run, checkpoint=checkpoint, timeout_s=left_s)
+                ended = run.newest_attempt()
             except InfrastructureError:
                 if checkpoint or job is None:
                     raise

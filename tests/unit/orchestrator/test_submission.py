@@ -6,12 +6,16 @@ import json
 import shlex
 import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from orchestrator import supervision
+from orchestrator.life import own_life
+from orchestrator.relaunch import announce, awaited, withdraw
+from orchestrator.requests import stop
 from orchestrator.submission import (
     NAME,
     RUN_DIR,
@@ -31,7 +35,7 @@ from orchestrator.submission import (
     submitted_from,
 )
 from orchestrator.supervision import Supervisor
-from storage.errors import ConfigurationError
+from storage.errors import ConfigurationError, InfrastructureError
 from storage.run_directory import RunDirectory
 from storage.testing import MemoryStore
 
@@ -274,3 +278,26 @@ def test_a_request_to_stop_ends_the_supervisor_while_it_waits(monkeypatch: pytes
     assert supervisor._ends_while_waiting(60.0, asked)
     assert time.monotonic() - began < 10
     assert not supervisor._ends_while_waiting(0.0, supervisor._asked())
+
+
+def test_a_run_that_was_killed_on_another_machine_is_stopped_while_it_waits_for_its_restart() -> None:
+    """Its sign of life stays as it was: nobody here can tell that its coordinator is dead."""
+    elsewhere = {**own_life(), "host": "elsewhere", "closed": False}
+    run = RunDirectory(MemoryStore())
+    run.beat(run.claim_attempt(), elsewhere)
+    with pytest.raises(InfrastructureError, match="has not ended within"):
+        stop(run, checkpoint=True, timeout_s=0.3)
+    announce(run, {"until": time.time() + 60, "number": 1, "cause": "killed"}, 10)
+
+    def supervise() -> None:
+        while run.requested("stop") == before:
+            time.sleep(0.01)
+        withdraw(run)
+
+    before = run.requested("stop")
+    supervisor = threading.Thread(target=supervise, daemon=True)
+    supervisor.start()
+    assert awaited(run)
+    assert stop(run, checkpoint=True, timeout_s=20.0)
+    assert not awaited(run)
+    supervisor.join(10)
