@@ -38,9 +38,9 @@ def run(
 
     `workers` may be (fewest, most). `runtime` is "ray" (at `address`, else RAY_ADDRESS, else a local Ray;
     `insecure` allows another machine's HOST:PORT without token or TLS) or "process" (subprocesses of this
-    machine). Workers are spread over `nodes` nodes at least, if there are so
-    many; the process runtime plays them. On each node `standby` more, which on Ray take CPUs too, take over
-    at once when one dies. Progress is shown on standard error, or in a notebook, unless `observer` is given.
+    machine). Workers are spread over `nodes` nodes at least, if there are so many; the process runtime plays
+    them. On each node `standby` more, which on Ray take CPUs too, take over at once when one dies. Progress
+    is shown on standard error, or in a notebook, unless `observer` is given.
 
     Returns how the run stands: done, or preempted or interrupted by a signal, with a checkpoint. Raises an
     error of `storage.errors` if the job failed or could not begin. Neither this nor `Result.error` says what

@@ -109,16 +109,15 @@ def stop(run: RunDirectory, *, checkpoint: bool, timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     asked = None  # the newest attempt when the run was asked
     while True:
-        waits, beat = awaited(run) is not None, run.newest_beat()
-        if waits and asked is None:  # its supervisor reads it
-            run.request(STOP, {"checkpoint": checkpoint})
-            asked = run.newest_attempt()
-        elif waits:
-            if time.monotonic() > deadline:
+        if awaited(run) is not None:
+            if asked is None:  # its supervisor reads it
+                run.request(STOP, {"checkpoint": checkpoint})
+                asked = run.newest_attempt()
+            elif time.monotonic() > deadline:
                 raise _goes_on(run, timeout_s)
         elif asked is not None and asked == run.newest_attempt():
             return True
-        elif beat is not None and is_at_work(beat):
+        elif (beat := run.newest_beat()) is not None and is_at_work(beat):
             _stop(run, beat, checkpoint=checkpoint, timeout_s=timeout_s, until=deadline)
             asked = run.newest_attempt()
         else:

@@ -68,12 +68,12 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     check_beat(beat, run.store.url)
     ledger, _ = read_ledger(run, beat)
     status, error, failure = beat["status"], beat["error"], beat.get("class")
-    dead = not beat["closed"] and lives(beat) is False
+    alive = True if beat["closed"] else lives(beat)  # None: nobody here can tell
+    dead = alive is False
     succeeded = dead and is_succeeded(beat)
     if dead and not succeeded:
         status, error, failure = "failed", KILLED, Kind.INFRASTRUCTURE.value
-    silent = not beat["closed"] and lives(beat) is None
-    restart = awaited(run) if silent or status in ("failed", "preempted") else None
+    restart = awaited(run) if alive is None or status in ("failed", "preempted") else None
     if restart is not None:
         status, error = "running", None
     step, metrics = beat["step"], dict(beat["metrics"])
@@ -95,10 +95,8 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     )
     told = add_history(result, ledger, pace_of(beat))
     if status == "running":
-        runs = _what_runs(beat, succeeded=succeeded)
-        told = replace(
-            told, next=runs if restart is None else _waits(restart["waiting"], restart.get("most"))
-        )
+        waits = restart and _waits(restart["waiting"], restart.get("most"))
+        told = replace(told, next=waits or _what_runs(beat, succeeded=succeeded))
     return told, beat
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 README = (ROOT / "README.md").read_text()
 
-HEXADECIMAL = re.compile(r"(?<![\w.])[0-9a-f]{12,}\b")
+HEXADECIMAL = re.compile(r"(?<![\w.])[0-9a-f]{16,}\b|(?<=\bholdfast-)[0-9a-f]{12}(?=-[0-9])")
 NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 PARENT = re.compile(r"/\S*/(?=runs/)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,7 @@ ADDRESS, BUCKET = "http://127.0.0.1:8265", "s3://bucket/"
 
 
 def test_a_reader_submits_stops_resumes_and_clones(user: Submitting) -> None:
-    """The cluster's address and the bucket are those of this test; `steps` take as long as they take."""
+    """The cluster's address and the bucket are those of this test."""
     job = next(step for step in steps() if step.code.startswith("# train.py\n"))
     user.place.file("train.py", job.code)
     bucket = user.new_url().rpartition("/")[0] + "/"
@@ -32,12 +33,10 @@ def test_a_reader_submits_stops_resumes_and_clones(user: Submitting) -> None:
         if step.command[1] == "submit":
             words += [word for name in user.names for word in ("--env", name) if name not in words]
         outcome = user.place.start(words).wait(LIMIT_S).expect(0)
-        shown = outcome.__class__(
-            outcome.command,
-            outcome.code,
-            outcome.stdout.replace(user.cluster.address, ADDRESS),
-            outcome.stderr.replace(user.cluster.address, ADDRESS),
-            outcome.seconds,
+        shown = replace(
+            outcome,
+            stdout=outcome.stdout.replace(user.cluster.address, ADDRESS),
+            stderr=outcome.stderr.replace(user.cluster.address, ADDRESS),
         )
         assert_shown(step, shown)
     first, second = user.status(f"{bucket}runs/digits"), user.status(f"{bucket}runs/longer")

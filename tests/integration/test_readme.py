@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -96,7 +97,7 @@ def test_a_run_at_work_is_scaled(walked: Place) -> None:
     step = the_indented("scale")
     assert_shown(step, walked.cli(*step.command[1:]).expect(0))
     assert len(started.processes("worker")) >= 2
-    started.driver.send_signal(2)
+    started.driver.send_signal(signal.SIGINT)
     started.wait().expect(130)
     walked.assert_nothing_left()
 

@@ -70,7 +70,7 @@ def save_weights(model: Model, path: str, *, max_shard_size: float = DEFAULT_GIB
         size += array.nbytes
     stem, mark = path.removesuffix(".json").removesuffix(".weights"), secrets.token_hex(8)
     older = _files_of(path, stem)
-    own = f"-{mark}" if older is None or older else ""
+    own = "" if older == [] else f"-{mark}"
     where: dict[str, list[str]] = {}
     for i, shard in enumerate(shards):
         url = f"{stem}_{i:05}{own}.weights.h5"
@@ -101,7 +101,7 @@ def _files_of(path: str, stem: str) -> list[str] | None:
     except CorruptCheckpoint:
         return None
     head, slash, tail = stem.rpartition("/")
-    ours = re.compile(re.escape(tail) + r"_\d{5}(-[0-9a-f]{16})?\.weights\.h5")
+    ours = re.compile(re.escape(tail) + r"_[0-9]{5}(-[0-9a-f]{16})?\.weights\.h5")
     return [f"{head}{slash}{name}" for name in names if ours.fullmatch(name)]
 
 
