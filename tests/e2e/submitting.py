@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import zipfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tests.integration.harness import Progress, signal_all, wait_for
+from tests.integration.harness import Progress, kill_at_once, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -101,11 +100,11 @@ class Submitting:
 
     def kill_job(self) -> int:
         """SIGKILL for the supervisor and its children; the actors are not among them."""
-        return signal_all([*self.supervisors(), *self.coordinators()], signal.SIGKILL)
+        return kill_at_once([*self.supervisors(), *self.coordinators()])
 
     def tidy(self) -> None:
         """Wait until nothing of a run is at work, and end what is."""
         with suppress(AssertionError):
             wait_for(lambda: not self.supervisors() and not self.coordinators(), "the end", 5, 0.2)
-        signal_all([*self.supervisors(), *self.coordinators()], signal.SIGKILL)
+        self.kill_job()
         wait_for(lambda: not self.cluster.workers(), "the workers to end", 60, 0.2)  # after their lease

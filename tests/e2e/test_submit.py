@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.submitting import LIMIT_S, STEPS, Submitting, tiny_wheel
-from tests.integration.harness import Outcome, signal_all, wait_for
+from tests.integration.harness import Outcome, kill_at_once, signal_all, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,7 @@ def test_a_killed_coordinator_is_relaunched_with_nobody_there(user: Submitting, 
     assert told["run_dir"] == url
     user.progress.clear()
     wait_for(lambda: user.progress.steps > 30, "training", LIMIT_S)
-    assert signal_all(user.coordinators(), signal.SIGKILL) == 2
+    assert kill_at_once(user.coordinators()) == 2
     wait_for(lambda: user.status(url)["status"] == "done", "the end", LIMIT_S, 1.0)
     result = user.status(url)
     assert (result["attempt"], result["steps_lost"], result["state_digest"]) == (2, 0, digest)
@@ -155,7 +155,7 @@ def test_coordinator_and_workers_are_placed_by_label_and_relaunched_there(
         started = user.begin(user.new_url(), 2, *labels, "--autoscale")
         everywhere, there = user.cluster.workers(), user.cluster.workers("spot")
         where = {each.environ()["HOLDFAST_E2E_CLUSTER_NODE"] for each in user.supervisors()}
-        assert signal_all(user.coordinators(), signal.SIGKILL) == 2
+        assert kill_at_once(user.coordinators()) == 2
         result = started.wait(LIMIT_S).done()
     finally:
         user.cluster.kill("spot")

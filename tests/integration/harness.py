@@ -308,6 +308,13 @@ def signal_all(processes: Iterable[psutil.Process], number: int) -> int:
     return count
 
 
+def kill_at_once(processes: Sequence[psutil.Process]) -> int:
+    """SIGKILL for those still alive, stopped before, so that none sees another die; how many there were."""
+    count = _send_all(processes, signal.SIGSTOP)
+    _send_all(processes, signal.SIGKILL)
+    return count
+
+
 def _send_all(processes: Iterable[psutil.Process], number: int) -> int:
     count = 0
     for process in processes:
@@ -620,8 +627,7 @@ class Started:
         """SIGKILL for all processes of some nodes at once; what was in their memory is gone too."""
         struck = [each for node in nodes for each in self.node(node)]
         assert {node_of(each) for each in struck} == {*nodes}, f"nodes {nodes} expected{self.outcome()}"
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            _send_all(struck, number)
+        kill_at_once(struck)
         for node in nodes:
             for path in self.place.node_memory(node):
                 path.unlink(missing_ok=True)
