@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.discretion import is_secret
+from orchestrator.spec import check_range
 from storage.errors import ConfigurationError
 from workers.redaction import Redactor
 
@@ -17,7 +18,7 @@ Parameters = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps to train, instead of the job's.")]
 CpusPerWorker = Annotated[float, typer.Option(metavar="C", help="CPUs that Ray reserves for each.")]
-Nodes = Annotated[int, typer.Option(metavar="N", help="Nodes to spread over at least.")]
+Nodes = Annotated[int, typer.Option(metavar="N", help="Nodes to spread over, if there are so many.")]
 Insecure = Annotated[
     bool,
     typer.Option("--insecure", help="Allow a cluster's plain address on another machine, without a token."),
@@ -26,11 +27,13 @@ Insecure = Annotated[
 
 def workers_of(text: str) -> tuple[int, int]:
     """The fewest and the most workers that `N` or `MIN:MAX` asks for; ConfigurationError for others."""
-    least, colon, most = text.partition(":")
+    first, colon, last = text.partition(":")
     try:
-        return int(least), int(most if colon else least)
+        least, most = int(first), int(last if colon else first)
     except ValueError:
         raise ConfigurationError(f"workers {text!r}: give a whole number, or MIN:MAX") from None
+    check_range(least, most)
+    return least, most
 
 
 def parameters_of(given: list[str] | None) -> dict[str, str]:

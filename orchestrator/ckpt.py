@@ -31,8 +31,8 @@ FAULTY = 3
 ckpt = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Look at checkpoints, check them, copy them. ADDRESS is RUN_DIR (its latest), RUN_DIR#STEP, or a "
-    "checkpoint's own URL.",
+    help="Look at checkpoints, check them, copy them.\n\nADDRESS is RUN_DIR (its latest), RUN_DIR#STEP, or a "
+    "checkpoint's own URL.\n\nholdfast ckpt ls runs/digits",
 )
 
 
@@ -65,7 +65,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and n
 
 @ckpt.command("ls")
 def ls(run_dir: RunDir, insecure: Insecure = False, as_json: AsJson = False) -> int:
-    """List the checkpoints of a run, oldest first, and what each is worth.
+    """List the checkpoints of a run, and what each is worth.
 
     holdfast ckpt ls runs/digits
     """
@@ -118,7 +118,7 @@ def _row(entry: Entry, pinned: bool, verified: bool) -> dict[str, Any]:
 
 @ckpt.command("show")
 def show(address: Address, as_json: AsJson = False) -> int:
-    """Tell what a checkpoint holds, where it comes from and who wrote it.
+    """Tell what a checkpoint holds and where it comes from.
 
     holdfast ckpt show runs/digits#2000
     """
@@ -233,9 +233,10 @@ def verify(
     every: Annotated[bool, typer.Option("--all", help="All checkpoints of a run.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Look for damage; exit code 3 if there is any, named with the object and the bytes.
+    """Look for damage; exit code 3 if there is any.
 
-    Without options: manifest, sizes, documents, digests and indexes.
+    Damage is named with the object and the bytes. Without options it is looked for in manifest, sizes,
+    documents, digests and indexes.
 
     holdfast ckpt verify runs/digits --all --read-data
     """
@@ -337,7 +338,7 @@ def diff(
     b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
     as_json: AsJson = False,
 ) -> int:
-    """Compare two checkpoints: which variables differ, and by how much.
+    """Tell which variables of two checkpoints differ, and how much.
 
     holdfast ckpt diff runs/digits#2000 runs/digits
     """
@@ -468,7 +469,9 @@ def cp(
     destination: Annotated[str, typer.Argument(metavar="DST", help="A run directory: any URL.")],
     as_json: AsJson = False,
 ) -> int:
-    """Copy a checkpoint to another place, check it there, and let the run go on from it there.
+    """Copy a checkpoint to another place, and check it there.
+
+    The run can go on from it there.
 
     holdfast ckpt cp runs/digits s3://bucket/runs/digits
     """

@@ -43,7 +43,7 @@ from orchestrator.discretion import variables_of
 from orchestrator.model_commands import model
 from orchestrator.result import Result
 from orchestrator.submission import submitted_from
-from orchestrator.terminal import put, say
+from orchestrator.terminal import harmless, put, say
 from storage.errors import ConfigurationError, HoldfastError
 from workers.output import keep_secret, redact_output
 
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from orchestrator.coordinator import Observer
+    from orchestrator.execution import Request
     from orchestrator.spec import Checkpoints, Job
 
 EXIT_CODES = {"done": 0, "failed": 1, "preempted": 75, "interrupted": 130}
@@ -66,16 +67,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train data-parallel models on Ray; kill anything, lose nothing, end in the same bits.",
 )
-app.add_typer(ckpt, name="ckpt")
-app.add_typer(model, name="model")
-run_commands.register(app)
-configured.register(app)
-doctor.register(app)
-logs_command.register(app)
-metrics_command.register(app)
-page_commands.register(app)
-submit_commands.register(app)
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -126,7 +117,7 @@ def _report(status: str, error: str | None = None) -> None:
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     doc: dict[str, Any] = {"status": status, "error": error}
     if command in _TELL_OF_A_RUN:
-        doc = Result(run_dir=_argument("--run-dir"), status=status, error=error).to_json()
+        doc = Result(run_dir=_given_run_dir(command), status=status, error=error).to_json()
     put(json.dumps(doc))
 
 
@@ -138,14 +129,18 @@ def _complain(text: str) -> None:
     say(f"holdfast: error: {last}")
 
 
-def _argument(name: str) -> str:
-    """The value of an option that was given, for reports of commands that could not be read."""
-    for i, word in enumerate(sys.argv):
-        if word == name and i + 1 < len(sys.argv):
-            return sys.argv[i + 1]
-        if word.startswith(name + "="):
-            return word.removeprefix(name + "=")
+def _given_run_dir(command: str) -> str:
+    """The run directory that was given, for reports of commands that came to nothing."""
+    asked = command_named(command)
+    words = sys.argv[sys.argv.index(command) + 1 :]
+    with suppress(TyperException, HoldfastError):
+        return str(asked.make_context(command, words, resilient_parsing=True).params.get("run_dir") or "")
     return ""
+
+
+def command_named(name: str) -> Any:
+    """A command, with `make_context` to read its arguments by."""
+    return typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]  # it is a group
 
 
 @contextmanager
@@ -217,36 +212,33 @@ def run(
     """
     from orchestrator import succession
 
-    wanted, parameters = workers_of(workers), parameters_of(settings)
-    keep_secret(variables_of(parameters))
+    workers_of(workers)
+    keep_secret(variables_of(parameters_of(settings)))
     if not succession.inherit():
         return succession.supervise()
     from orchestrator.display import make_display
-    from orchestrator.execution import Request, execute
-    from orchestrator.jobs import JobSource, by_file
+    from orchestrator.execution import execute
     from orchestrator.tensorboard import TensorBoardEvents
 
-    source = JobSource.parse(target, parameters)
     signal.signal(signal.SIGTERM, _terminate)
-    with _result_only():
-        job = _overridden(source.load(), steps, checkpoint_every, seed, paranoid)
-    request = Request(
-        job=job,
-        source=by_file(source),
+    request = request_of(
+        target=target,
+        settings=settings,
+        steps=steps,
+        checkpoint_every=checkpoint_every,
+        seed=seed,
+        paranoid=paranoid,
         run_dir=run_dir,
-        workers=wanted,
+        workers=workers,
         nodes=nodes,
         standby=standby,
         autoscale=autoscale,
-        grace_s=grace_period,
+        grace_period=grace_period,
         runtime=runtime,
         address=address,
         insecure=insecure,
         cpus_per_worker=cpus_per_worker,
         take_over=take_over,
-        command=tuple(sys.argv[1:]),
-        folder=os.getcwd(),
-        submitted=submitted_from(os.environ),
     )
     with _result_only(), ExitStack() as shown:
         observer: Observer = shown.enter_context(make_display())
@@ -261,8 +253,44 @@ def run(
     return EXIT_CODES[result.status]
 
 
+def request_of(
+    *,
+    target: str,
+    settings: list[str] | None,
+    steps: int | None,
+    checkpoint_every: int | None,
+    seed: int | None,
+    paranoid: float | None,
+    workers: str,
+    grace_period: float | None,
+    **others: Any,
+) -> Request:
+    """What the parameters of `run` ask for, with the job that its file makes; `others` are of `Request`.
+
+    Raises ConfigurationError or UserCodeError.
+    """
+    from orchestrator.execution import Request
+    from orchestrator.jobs import JobSource, by_file
+
+    parameters = parameters_of(settings)
+    keep_secret(variables_of(parameters))
+    source = JobSource.parse(target, parameters)
+    with _result_only():
+        job = _overridden(source.load(), steps, checkpoint_every, seed, paranoid)
+    return Request(
+        job=job,
+        source=by_file(source),
+        workers=workers_of(workers),
+        grace_s=grace_period,
+        command=tuple(sys.argv[1:]),
+        folder=os.getcwd(),
+        submitted=submitted_from(os.environ),
+        **others,
+    )
+
+
 def _overridden(
-    job: Job, steps: int | None, checkpoint_every: int | None, seed: int | None, paranoid: float | None = None
+    job: Job, steps: int | None, checkpoint_every: int | None, seed: int | None, paranoid: float | None
 ) -> Job:
     changes: dict[str, Any] = {}
     if steps is not None:
@@ -294,11 +322,13 @@ def summary(result: Result, *, with_error: bool = False) -> str:
     if result.error and with_error:
         lines.append(f"{result.failure or 'error'}: {result.error}")
     if result.state_digest:
-        lines.append(f"state digest {result.state_digest}")
+        behind = result.digest_step not in (None, result.step)
+        of = f" of step {result.digest_step}" if behind else ""
+        lines.append(f"state digest{of} {result.state_digest}")
     lines.append(f"run directory {result.run_dir}")
     if result.next:
         lines.append(f"next: {result.next}")
-    return "\n".join(lines)
+    return harmless("\n".join(lines))
 
 
 def costs_in_words(result: Result) -> list[str]:
@@ -344,7 +374,9 @@ def chaos(
     settings: Parameters = None,
     as_json: AsJson = False,
 ) -> int:
-    """Run a job undisturbed, then under real faults, and tell whether anything was lost.
+    """Run a job under real faults, and tell what was lost.
+
+    It is run undisturbed first; exit code 3 if something does not hold.
 
     holdfast chaos digits --faults worker,coordinator --every 1 --count 10
     """
@@ -389,7 +421,9 @@ def scale(
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
-    """Give a run that is at work another number of workers; it goes on with the same bits.
+    """Give a run that is at work another number of workers.
+
+    It goes on with the same bits.
 
     holdfast scale runs/digits 4
     """
@@ -409,7 +443,9 @@ def scale(
 @app.command()
 def status(
     run_dir: RunDir,
-    watch: Annotated[bool, typer.Option("--watch", help="Tell it again each second until it ends.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Tell it again, where it has changed, until it ends.")
+    ] = False,
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
@@ -449,3 +485,14 @@ def examples(as_json: AsJson = False) -> int:
     for name, (_, description) in EXAMPLES.items():
         put(f"{name:<{width}}  {description}")
     return 0
+
+
+submit_commands.register(app)
+run_commands.register(app)
+logs_command.register(app)
+metrics_command.register(app)
+page_commands.register(app)
+configured.register(app)
+doctor.register(app)
+app.add_typer(ckpt, name="ckpt")
+app.add_typer(model, name="model")

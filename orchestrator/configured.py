@@ -39,9 +39,19 @@ class Configured(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """In place. Read the words, after those that settings stand for."""
         if not ctx.resilient_parsing and "--help" not in args:
-            args = [*settings.flags(self.settings(ctx, args)), *args]
-            sys.argv = [sys.argv[0], ctx.info_name, *args]
+            args = [*settings.flags(self._not_given(ctx, args)), *args]
+            sys.argv = [sys.argv[0], ctx.info_name, *_without_config(args)]
         return super().parse_args(ctx, args)
+
+    def _not_given(self, ctx: Any, args: list[str]) -> dict[str, Setting]:
+        """The settings of file and environment that the command line does not give itself."""
+        known, given = self.keys(), self.given(ctx, args)
+        named = {f"{settings.SET}.{each.partition('=')[0]}" for each in given.get("settings") or ()}
+        return {
+            key: setting
+            for key, setting in self.settings(ctx, args).items()
+            if key not in named and (key not in known or given.get(known[key].name) is None)
+        }
 
     def keys(self) -> dict[str, Any]:
         """The parameters that may be settings, by key."""
@@ -69,6 +79,17 @@ class Configured(TyperCommand):
         return found
 
 
+def _without_config(args: list[str]) -> list[str]:
+    """The words without `--config FILE`: what the file says stands among them."""
+    kept, rest = [], iter(args)
+    for word in rest:
+        if word == "--config":
+            next(rest, None)
+        elif not word.startswith("--config="):
+            kept.append(word)
+    return kept
+
+
 def _key(param: Any) -> str:
     """The long name of an option, without its dashes; "" for an argument."""
     return "" if isinstance(param, TyperArgument) else max(param.opts, key=len).lstrip("-")
@@ -77,7 +98,8 @@ def _key(param: Any) -> str:
 def _check(ctx: Any, key: str, param: Any, setting: Setting) -> None:
     if param.is_flag != isinstance(setting.value, bool):
         wanted = "true or false" if param.is_flag else "a value"
-        raise ConfigurationError(f"{setting.source}: {key} = {setting.value}: give {wanted}")
+        said = str(setting.value).lower() if isinstance(setting.value, bool) else setting.value
+        raise ConfigurationError(f"{setting.source}: {key} = {said}: give {wanted}")
     try:
         param.process_value(ctx, setting.value)
     except TyperException as error:
@@ -96,7 +118,9 @@ def config(
     config: Config = None,
     as_json: AsJson = False,
 ) -> int:
-    """Show each setting of a command, and where it comes from; flags of the command may follow.
+    """Show each setting of a command, and where it comes from.
+
+    Flags of the command may follow.
 
     holdfast config train.py --workers 4
     """
@@ -106,7 +130,11 @@ def config(
     if command not in takers:
         raise ConfigurationError(f"--command {command}: give one of {', '.join(takers)}")
     asked: Configured = commands[command]
-    words = [*([f"--config={config}"] if config else []), *ctx.args, *([target] if target else [])]
+    if target and command == "run":  # what is submitted may be on the cluster alone
+        from orchestrator.jobs import JobSource
+
+        JobSource.parse(target, {})  # complains about what is not there
+    words = [*([f"--config={config}"] if config else []), *([target] if target else []), *ctx.args]
     context = asked.context_class(asked, info_name=command, parent=ctx.parent)
     found = dict(_values(asked, context, words))
     if as_json:
@@ -125,6 +153,7 @@ def _values(asked: Configured, ctx: Any, words: list[str]) -> Iterable[tuple[str
     given = asked.given(ctx, words)
     for key, param in asked.keys().items():
         if (value := given.get(param.name)) is not None:
+            _check(ctx, key, param, Setting(value, "the command line"))
             yield key, Setting(value, f"--{key}")
         else:
             yield key, found.get(key, Setting(param.get_default(ctx), settings.DEFAULT))

@@ -137,7 +137,7 @@ class Coordinator:
         self._answers: list[Future[e.Event]] = []
         self._description: dict[str, Any] = {}
         self._parent: Base | None = None
-        self._base_digest: str | None = None
+        self._base_digest: tuple[str | None, int | None] = (None, None)
         self._progress = m.Progress()
         self._trained_from: tuple[float, int] | None = None  # (when training began, at which step)
         self._all_trained = False
@@ -436,7 +436,7 @@ class Coordinator:
         assert entry.manifest is not None
         self._check_arithmetic(dict(entry.manifest.fingerprint))
         self._parent = Base(step=entry.step, attempt=entry.attempt)
-        self._base_digest = entry.manifest.state_digest
+        self._base_digest = entry.manifest.state_digest, entry.step
         return e.BaseChosen(epoch, self._parent, entry.directory, in_memory=False)
 
     def _quarantine(self, directory: str, reason: str) -> None:
@@ -560,9 +560,10 @@ class Coordinator:
         return Snapshot(step, self._job.steps, progress.metrics, progress.workers, self._steps_per_s)
 
     @property
-    def state_digest(self) -> str | None:
-        """Digest of the last checkpoint that this attempt committed or went on from."""
-        return self.state.state_digest or self._base_digest
+    def state_digest(self) -> tuple[str | None, int | None]:
+        """Digest of the last checkpoint that this attempt committed or went on from, and its step."""
+        committed = self.state.state_digest
+        return self._base_digest if committed is None else (committed, self.state.stored_step)
 
     def sign(
         self,
@@ -584,7 +585,7 @@ class Coordinator:
             "trained": self._trained_from is not None,
             "steps": self._job.steps,
             "metrics": {**self._progress.metrics, **self.state.metrics},
-            "state_digest": self.state_digest,
+            "state_digest": self.state_digest[0],
             "steps_per_s": self._steps_per_s,
             "phase": self.state.phase.value,
             "waiting": waiting,

@@ -10,7 +10,9 @@ import secrets
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from http.client import HTTPException, InvalidURL
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -73,8 +75,11 @@ def place(url: str) -> Iterator[Finding]:
     from storage.store import open_store
 
     what = f"storage at {url}"
+    made: Path | None = None
     try:
         store = open_store(url)
+        if (path := _local_path(store)) is not None and not Path(path).exists():
+            made = Path(path)
         key = f"probe-{secrets.token_hex(8)}/object"
         before = time.time()
         store.write(key, (b"holdfast doctor",))
@@ -98,8 +103,11 @@ def place(url: str) -> Iterator[Finding]:
     except HoldfastError as error:
         yield Finding("fail", what, str(error))  # which says what to do
         return
-    if (path := _local_path(store)) is not None:
+    if path is not None:
         yield disk(path, "checkpoints")
+    if made is not None:
+        with suppress(OSError):
+            made.rmdir()
 
 
 def skew(what: str, at: float | None, before: float, after: float) -> Finding:
@@ -141,6 +149,9 @@ def cluster(address: str) -> Iterator[Finding]:
     except OSError as error:
         advice = "check address and port of the job server"
         yield Finding("fail", what, f"nothing answers there ({getattr(error, 'reason', error)})", advice)
+        return
+    except HTTPException as error:
+        yield Finding("fail", what, f"what answers there speaks no HTTP ({error!r})", "check the port")
         return
     yield from server(what, address, status, answer, open_to_all=open_to_all)
 
@@ -190,7 +201,9 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Look whether machine, storage and cluster are such as a run needs, and say what to do.
+    """Look for what a run would lack here, and say what to do.
+
+    It looks at this machine, at a place for runs, and at a cluster. Exit code 3 if something will not do.
 
     holdfast doctor s3://bucket/runs --address http://127.0.0.1:8265
     """
@@ -279,5 +292,5 @@ def _ask(url: str, *, token: bool) -> tuple[int, bytes]:
             return answer.status, answer.read(1 << 16)
     except HTTPError as error:
         return error.code, b""
-    except ValueError as error:
+    except (ValueError, InvalidURL) as error:
         raise ConfigurationError(f"{url} is no URL: {error}") from error

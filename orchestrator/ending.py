@@ -77,8 +77,9 @@ def signalled(state: State, status: Status, seconds_left: float | None, attempt:
         return state, []  # one notice is enough
     if state.asked is not None or state.plan is None:
         return replace(state, phase=Phase.ENDED, status=status), []
-    fits = seconds_left is None or state.checkpoint_s * CHECKPOINT_MARGIN <= seconds_left
-    how = "with a checkpoint" if fits else f"without a checkpoint, which takes {state.checkpoint_s:.1f} s"
+    fits = seconds_left is None or state.checkpoint_s * CHECKPOINT_MARGIN <= seconds_left > 0
+    takes = f", which takes {state.checkpoint_s:.1f} s" if seconds_left else ""
+    how = "with a checkpoint" if fits else f"without a checkpoint{takes}"
     fields = {"status": status.value}
     note = Note("stopping", f"{status.value}: stopping at the next step, {how}", fields)
     state = replace(state, status=status, asked=m.Stop(checkpoint=fits), vain=0)

@@ -20,13 +20,13 @@ from orchestrator.events import Note, Status
 from orchestrator.failures import classify, in_short
 from orchestrator.history import pace_of, read_ledger
 from orchestrator.identity import check_arrays, check_is_training, check_settings
-from orchestrator.life import boot_id, check_beat, lives
+from orchestrator.life import boot_id, check_beat, lives, own_life
 from orchestrator.process_runtime import ProcessRuntime
 from orchestrator.records import Records
 from orchestrator.requests import STOP, Requests
 from orchestrator.restart import COORDINATOR, JOB, Decision, Restart, decide, tokens_left
 from orchestrator.result import Result
-from orchestrator.spec import Job, check_microbatches, check_workers
+from orchestrator.spec import Job, check_microbatches, check_place, check_range, check_workers
 from orchestrator.status import add_history
 from storage.errors import (
     ConfigurationError,
@@ -40,6 +40,8 @@ from storage.errors import (
 from storage.run_directory import Attempt, RunDirectory
 from storage.store import open_store
 from workers.arenas import discard_arena, sweep
+from workers.clouds import look_of
+from workers.deadlines import start_s_of
 from workers.engine import as_engine
 from workers.redaction import Redactor
 from workers.task import state_arrays
@@ -101,12 +103,13 @@ class Request:
             raise ConfigurationError(
                 f"there is no runtime {self.runtime!r}: give one of {', '.join(RUNTIMES)}"
             )
-        if self.nodes < 1:
-            raise ConfigurationError(f"--nodes {self.nodes}: give 1 or more")
-        if not isinstance(self.standby, int) or isinstance(self.standby, bool) or self.standby < 0:
-            raise ConfigurationError(f"--standby {self.standby}: give a whole number, 0 or more")
-        if not self.cpus_per_worker >= 0:
-            raise ConfigurationError(f"{self.cpus_per_worker} CPUs per worker: give a number of at least 0")
+        check_place(
+            self.run_dir,
+            nodes=self.nodes,
+            standby=self.standby,
+            cpus_per_worker=self.cpus_per_worker,
+            grace_s=self.grace_s,
+        )
 
 
 def execute(request: Request, observer: Observer) -> tuple[Result, Exception | None]:
@@ -122,15 +125,29 @@ def execute(request: Request, observer: Observer) -> tuple[Result, Exception | N
 
 
 def _execute(request: Request, observer: Observer) -> tuple[Result, Exception | None]:
-    if request.run_dir.startswith("memory:"):
-        raise ConfigurationError(
-            f"--run-dir {request.run_dir}: the memory of one process cannot be seen by the others of a run: "
-            "give a path or the URL of a storage"
-        )
+    look_of(os.environ)  # complain here about what the nodes could not tell anybody of
+    start_s_of(os.environ)
     run = RunDirectory(open_store(request.run_dir))
     with _signals() as signals:
         execution = _Execution(request, run, observer, signals)
         return execution.finished_before() or execution.run()
+
+
+def check_request(request: Request, identity: Mapping[str, Any] | None, url: str) -> tuple[int, int, int]:
+    """The fewest and the most workers, and the microbatches, of a request for the run of this identity.
+
+    Raises ConfigurationError for what cannot be, IdentityMismatch for another job.
+    """
+    job = request.job
+    least, most = request.workers if isinstance(request.workers, tuple) else (request.workers,) * 2
+    microbatches = job.microbatches or most
+    if identity is not None:
+        check_is_training(identity, url)
+        microbatches = check_settings(identity, job, url)
+    check_range(least, most)
+    check_workers(most, microbatches)
+    check_microbatches(job.batch_size, microbatches)
+    return least, most, microbatches
 
 
 class _Execution:
@@ -144,16 +161,7 @@ class _Execution:
         self._observer = observer
         self._signals = signals
         self._identity = run.identity()
-        least, most = request.workers if isinstance(request.workers, tuple) else (request.workers,) * 2
-        microbatches = self._job.microbatches or most
-        if self._identity is not None:
-            check_is_training(self._identity, self._url)
-            microbatches = check_settings(self._identity, self._job, self._url)
-        check_workers(least, microbatches)
-        check_workers(most, microbatches)
-        if least > most:
-            raise ConfigurationError(f"between {least} and {most} workers: give the lower number first")
-        check_microbatches(self._job.batch_size, microbatches)
+        least, most, microbatches = check_request(request, self._identity, self._url)
         self._settings = Settings(
             self._url,
             least,
@@ -195,7 +203,30 @@ class _Execution:
         check_arrays(self._identity, self._arrays(), self._url)
         # The last coordinator may have been killed between the last checkpoint and its own end.
         discard_arena(self._identity["place_id"], latest.step)
+        if self._beat is None:
+            with suppress(StorageError):  # nothing is lost but that others are told
+                self._put_on_record(latest)
         return _finished_before(self._run, latest, self._records), None
+
+    def _put_on_record(self, latest: Entry) -> None:
+        """A copy of a run that has finished gives a sign of life, so that others are told that it is done."""
+        assert latest.manifest is not None
+        attempt = self._run.claim_attempt()
+        sign = {
+            **own_life(),
+            "closed": True,
+            "status": Status.DONE.value,
+            "error": None,
+            "step": latest.step,
+            "trained": False,
+            "steps": self._job.steps,
+            "metrics": dict(latest.manifest.metrics),
+            "steps_per_s": None,
+            "workers": 0,
+            "totals": self._records.ledger.totals.to_json(),
+        }
+        self._begin(attempt, lambda: sign, books.NEW, [])
+        self._records.keep()
 
     def _lacks_evaluation(self, latest: Entry) -> bool:
         """Whether the run was stopped within the evaluation that follows the last step."""
@@ -259,7 +290,7 @@ class _Execution:
                     self._signals.take,
                     self._recover,
                 )
-                self._begin(attempt, coordinator, after, grants)
+                self._begin(attempt, coordinator.sign, after, grants)
                 result = replace(result, attempt=number)
                 if refusal is not None:
                     return self._given_up(result, coordinator, refusal)
@@ -281,9 +312,11 @@ class _Execution:
             return books.NEW
         return books.RESUMED if self._beat["closed"] else books.RUN_KILLED
 
-    def _begin(self, attempt: Attempt, coordinator: Coordinator, after: str, grants: list[Note]) -> None:
+    def _begin(
+        self, attempt: Attempt, sign: Callable[[], dict[str, Any]], after: str, grants: list[Note]
+    ) -> None:
         """The first entries of an attempt's journal."""
-        self._records.open(attempt, coordinator.sign)
+        self._records.open(attempt, sign)
         cause, died_at = succession.last_death() if after == books.COORDINATOR_KILLED else ("", None)
         if after == books.RUN_KILLED:
             cause = _absence(self._beat)
@@ -513,6 +546,7 @@ def _finished_before(run: RunDirectory, latest: Entry, records: Records) -> Resu
         loss=metrics.pop("loss", None),
         metrics=metrics,
         state_digest=latest.manifest.state_digest,
+        digest_step=latest.step,
     )
     return add_history(result, records.ledger, records.meter.pace)
 
@@ -521,6 +555,7 @@ def _result(url: str, attempt: Attempt, coordinator: Coordinator) -> Result:
     state: State = coordinator.state
     snapshot = coordinator.snapshot
     metrics = {**snapshot.metrics, **state.metrics}
+    digest, digest_step = coordinator.state_digest
     return Result(
         run_dir=url,
         status=state.status.value,
@@ -529,7 +564,8 @@ def _result(url: str, attempt: Attempt, coordinator: Coordinator) -> Result:
         attempt=attempt.number,
         loss=metrics.pop("loss", None),
         metrics=metrics,
-        state_digest=coordinator.state_digest,
+        state_digest=digest,
+        digest_step=digest_step,
         failure=None if state.error is None else classify(state.error).value,
         steps_per_s=snapshot.steps_per_s,
     )

@@ -80,7 +80,7 @@ def check_is_training(identity: Mapping[str, Any], url: str) -> None:
             StateArray.from_json(array)
     except ValueError as exc:
         raise ConfigurationError(
-            f"{url}/run.json is not that of a training run: {exc}: give another --run-dir"
+            f"{url}/run.json is not that of a training run: {exc}: give another directory"
         ) from exc
 
 

@@ -67,9 +67,10 @@ class JobSource:
         where = f"{self.path}:{self.name}"
         if isinstance(found, Job):
             if self.settings:
+                name = self.settings[0][0]
                 raise ConfigurationError(
-                    f"{where} is a Job, which takes no --set {self.settings[0][0]}: make it a function with "
-                    "parameters that returns one"
+                    f"{where} is a Job, which takes no --set {name}: make it a function with parameters that "
+                    f"returns one{_hint(name)}"
                 )
             return found
         if not callable(found):
@@ -120,7 +121,9 @@ def convert(function: Callable[..., Any], settings: Mapping[str, str], where: st
     for name, text in settings.items():
         if name not in named:
             known = ", ".join(named) or "none"
-            raise ConfigurationError(f"{where} has no parameter {name!r} for --set: it has {known}")
+            raise ConfigurationError(
+                f"{where} has no parameter {name!r} for --set: it has {known}{_hint(name)}"
+            )
         default = named[name].default
         hint = hints.get(name, str if default in (None, inspect.Parameter.empty) else type(default))
         given = resolved(name, text)
@@ -136,6 +139,10 @@ def convert(function: Callable[..., Any], settings: Mapping[str, str], where: st
     if missing:
         raise ConfigurationError(f"{where} needs a value for {missing[0]}: give --set {missing[0]}=VALUE")
     return values
+
+
+def _hint(name: str) -> str:
+    return f"; --{name} N is there for every job" if name in ("steps", "seed") else ""
 
 
 _WORDS = {

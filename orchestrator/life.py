@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.succession import supervisor
 from storage.errors import CorruptCheckpoint
-from storage.strict_json import fields
+from storage.strict_json import fields, unspelled
 from workers.processes import ProcessId, is_alive
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def check_beat(beat: Mapping[str, Any], url: str) -> None:
         totals = fields(doc["totals"], "its totals", _TOTALS)
         if not all(type(step) is int for step in totals["budgeted"]):
             raise ValueError("budgeted is not a list of steps")  # noqa: TRY301
+        if not all(type(value) in (int, float) for value in unspelled(doc["metrics"]).values()):
+            raise ValueError("a metric is not a number")  # noqa: TRY301
     except ValueError as exc:
         raise CorruptCheckpoint(f"{url}/attempts: {exc}") from exc
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from storage import catalog
-from storage.errors import ObjectMissing
+from storage.errors import CorruptCheckpoint, ObjectMissing
 from storage.strict_json import parse
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class LogReader:
     def read(self) -> list[dict[str, Any]]:
         """New lines by time: time (ISO 8601), attempt, node, role, rank, pid, stream, text and others.
 
-        What a line of a damaged part says is given as text of the role "damaged".
+        What a line of a damaged part says, and that a journal is damaged, is text of the role "damaged".
         """
         lines = [*self._printed(), *self._journal()]
         return sorted(filter(self._wanted, lines), key=lambda line: str(line["time"]))
@@ -46,8 +46,9 @@ class LogReader:
             self._sizes[key] = len(data)
             for number, row in enumerate(data.splitlines()):
                 line = _parsed(row, attempt)
-                which = (line.get("pid"), line.get("started"), line.get("at"))
-                if self._is_new((key, number) if None in which else which):
+                which = tuple(line.get(name) for name in ("pid", "started", "at"))
+                known = all(isinstance(each, int | float) for each in which)
+                if self._is_new(which if known else (key, number)):
                     yield line
 
     def _journal(self) -> Iterable[dict[str, Any]]:
@@ -58,9 +59,15 @@ class LogReader:
                 continue  # that of an earlier attempt, to which nothing is added
             self._sizes[key] = sizes[key]
             attempt = catalog.attempt_of_journal(key)
-            for entry in self._run.read_journal(key):
+            try:
+                entries = self._run.read_journal(key)
+            except CorruptCheckpoint as error:
+                if self._is_new((key, str(error))):
+                    yield _damaged(str(error), attempt)
+                continue
+            for entry in entries:
                 text = entry.get("text") or entry.get("error")
-                if text and self._is_new((key, entry.get("t"), entry.get("kind"))):
+                if text and self._is_new((key, repr(entry.get("t")), repr(entry.get("kind")))):
                     yield {
                         "time": str(entry.get("time", "")),
                         "attempt": attempt,
@@ -85,5 +92,8 @@ def _parsed(row: bytes, attempt: int) -> dict[str, Any]:
         line = None
     if isinstance(line, dict) and all(isinstance(line.get(name), kind) for name, kind in _KNOWN.items()):
         return line
-    text = row.decode(errors="replace")
+    return _damaged(row.decode(errors="replace"), attempt)
+
+
+def _damaged(text: str, attempt: int) -> dict[str, Any]:
     return {"time": "", "attempt": attempt, "role": "damaged", "rank": 0, "text": text}

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.arguments import Insecure  # noqa: TC001 typer reads it
-from orchestrator.ckpt import AsJson, RunDir  # noqa: TC001 typer reads them
-from orchestrator.terminal import put, say
+from orchestrator.ckpt import RunDir  # noqa: TC001 typer reads it
+from orchestrator.terminal import harmless, put, say
 from storage.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object for each line.")]
 LOOK_S = 1.0
 """Seconds between two looks at what a run that is followed has printed."""
 
@@ -32,12 +33,12 @@ def logs(
     rank: Annotated[int | None, typer.Option(min=0, metavar="R", help="Of the workers of this rank.")] = None,
     coordinator: Annotated[bool, typer.Option("--coordinator", help="The coordinators' alone.")] = False,
     insecure: Insecure = False,
-    as_json: AsJson = False,
+    as_json: AsJsonLines = False,
 ) -> int:
-    """Show what a run has printed, of all its processes and attempts, and what happened to it, by time.
+    """Show what a run has printed, and what happened to it.
 
-    With --json, one object for each line. It comes from the run directory, so it is there when the cluster
-    is gone; while the run trains, it is some seconds behind.
+    All its processes and attempts are shown, by time. It comes from the run directory, so it is there when
+    the cluster is gone; while the run trains, it is some seconds behind.
 
     holdfast logs runs/digits -f --rank 0
     """
@@ -66,7 +67,8 @@ def logs(
             break
         time.sleep(LOOK_S)
     if not shown and not as_json:
-        say(f"{run_dir} has no such lines" + ("" if follow else " yet"))
+        yet = " yet" if read_status(run)[0].status == "running" else ""
+        say(f"{run_dir} has no such lines{yet}")
     return 0
 
 
@@ -79,9 +81,5 @@ def _show(lines: Iterable[dict[str, Any]], *, as_json: bool) -> None:
         else:
             who = line["role"] if line["role"] == COORDINATOR else f"{line['role']} {line['rank']}"
             when = line["time"][:23].replace("T", " ")
-            put(f"{when} {line['attempt']} {who:<11} {_printable(line['text'])}")
-
-
-def _printable(text: str) -> str:
-    """Without what would make a terminal do something: a run directory may be anybody's."""
-    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+            text = line["text"].rstrip().replace("\n", "\n    ")
+            put(harmless(f"{when} {line['attempt']} {who:<11} {text}"))

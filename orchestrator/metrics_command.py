@@ -36,7 +36,9 @@ def metrics(
     ] = None,
     insecure: Insecure = False,
 ) -> int:
-    """Show what each step of a run has measured; without an option, twenty steps from the first to the last.
+    """Show what each step of a run has measured.
+
+    Without an option, twenty steps from the first to the last.
 
     holdfast metrics runs/digits --plot loss.png
     """

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 model = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Look at saved models and weights, check and convert them: directories of Holdfast, .keras, .h5, "
-    ".weights.h5, TensorFlow's checkpoints (X.index), .safetensors, .npz, and checkpoints of runs.",
+    help="Look at saved models and weights, check and convert them.\n\nThey are directories of Holdfast, "
+    ".keras, .h5, .weights.h5, TensorFlow's checkpoints (X.index), .safetensors, .npz, and checkpoints of "
+    "runs.\n\nholdfast model show model.keras",
 )
 
 Path = Annotated[str, typer.Argument(metavar="PATH", help="A path or any fsspec URL; RUN_DIR#STEP of a run.")]
@@ -27,7 +28,7 @@ Path = Annotated[str, typer.Argument(metavar="PATH", help="A path or any fsspec 
 
 @model.command("show")
 def show(path: Path, as_json: AsJson = False) -> int:
-    """Tell what a saved model is made of: layers, parameters, optimizer, variables.
+    """Tell what a saved model is made of.
 
     holdfast model show model.keras
     """
@@ -61,7 +62,9 @@ def _shown(found: dict[str, Any], summary: str | None) -> str:
 
 @model.command("verify")
 def verify(path: Path, as_json: AsJson = False) -> int:
-    """Read all of it, and check it as far as its format allows; exit code 3 if it is damaged.
+    """Read all of a model, and check it; exit code 3 if damaged.
+
+    It is checked as far as its format allows.
 
     holdfast model verify s3://bucket/model
     """
@@ -96,7 +99,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Save a model in another format, and tell what that format has no place for.
+    """Save a model in another format, and tell what is lost.
 
     What ends in .onnx is written as ONNX: what the model computes without training.
 

@@ -12,6 +12,7 @@ import typer
 
 from orchestrator.arguments import Insecure  # noqa: TC001 typer reads it
 from orchestrator.ckpt import AsJson, RunDir  # noqa: TC001 typer reads them
+from orchestrator.submission import is_address
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError
 
@@ -29,10 +30,16 @@ def ui(
     port: Annotated[int, typer.Option(metavar="N", help="Port on 127.0.0.1; 0 for any that is free.")] = 0,
     as_json: AsJson = False,
 ) -> int:
-    """Show runs on a page in the browser, which follows them while they train; Ctrl-C ends it.
+    """Show runs on a page in the browser, which follows them.
+
+    Ctrl-C ends the page, not the runs.
 
     holdfast ui runs
     """
+    if is_address(directory):
+        raise ConfigurationError(
+            f"{directory}: the page is of a directory: give the one that `holdfast list` or `status` names"
+        )
     try:
         import uvicorn
 
@@ -60,7 +67,9 @@ def report(
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
-    """Write the page of a run as one file, which needs nothing else.
+    """Write the page of a run as one file.
+
+    The file needs nothing else: no network, no server.
 
     holdfast report runs/digits --out report.html
     """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.events import Scaled, Signalled, Status
 from orchestrator.life import lives, supervisor_of
 from orchestrator.relaunch import awaited
-from orchestrator.spec import check_workers
+from orchestrator.spec import check_range, check_workers
 from storage.errors import ConfigurationError, InfrastructureError
 from storage.manifest import Base
 from workers.processes import ProcessId, is_alive
@@ -62,8 +62,9 @@ def _scaled(request: Mapping[str, Any]) -> list[Event]:
 
 def _stopped(request: Mapping[str, Any]) -> list[Event]:
     """As Ctrl-C, which without a checkpoint is said twice."""
-    once: list[Event] = [Signalled(Status.INTERRUPTED, None)]
-    return once if request.get("checkpoint") is True else once * 2
+    if request.get("checkpoint") is True:
+        return [Signalled(Status.INTERRUPTED)]
+    return [Signalled(Status.INTERRUPTED, 0.0), Signalled(Status.INTERRUPTED)]
 
 
 def scale(run: RunDirectory, least: int, most: int) -> None:
@@ -76,10 +77,8 @@ def scale(run: RunDirectory, least: int, most: int) -> None:
     url = run.store.url
     if identity is None or not is_at_work(beat):
         raise ConfigurationError(f"{url} is not being trained: start it with --workers {most}")
-    for count in (least, most):
-        check_workers(count, identity["microbatches"])
-    if least > most:
-        raise ConfigurationError(f"between {least} and {most} workers: give the lower number first")
+    check_range(least, most)
+    check_workers(most, identity["microbatches"])
     nonce = run.request(SCALE, {"least": least, "most": most})
     deadline = time.monotonic() + ANSWER_S
     while time.monotonic() < deadline:

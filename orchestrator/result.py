@@ -35,6 +35,9 @@ class Result:
     state_digest: str | None = None
     """Digest of the last checkpoint's state: equal for two runs if and only if every bit is."""
 
+    digest_step: int | None = None
+    """The step of that checkpoint: training may have come further."""
+
     restarts: int = 0
     """How often the job went on after it had ended early, over the whole run."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +14,13 @@ import typer
 
 from orchestrator.arguments import Insecure, Parameters, parameters_of
 from orchestrator.ckpt import AsJson, RunDir  # noqa: TC001 typer reads them
-from orchestrator.terminal import put, say
-from storage.errors import ConfigurationError, HoldfastError, RunAlive
+from orchestrator.terminal import harmless, put, say
+from storage.errors import ConfigurationError, CorruptCheckpoint, HoldfastError, RunAlive
+from storage.strict_json import printable
 from workers.redaction import HIDDEN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from orchestrator.ray_jobs import JobServer
     from orchestrator.result import Result
@@ -32,7 +34,7 @@ Workers = Annotated[
     str | None, typer.Option("--workers", metavar="N | MIN:MAX", help="Workers, instead of those before.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps to train, instead of those before.")]
-Timeout = Annotated[float, typer.Option(metavar="S", help="Seconds to wait for its end.")]
+Timeout = Annotated[float, typer.Option(min=0, metavar="S", help="Seconds to wait for its end.")]
 STOP_S, KILL_S = 600.0, 30.0
 
 
@@ -53,7 +55,9 @@ def list_runs(
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
-    """List the runs directly below a directory, or those submitted to a cluster, and how each stands.
+    """List runs, and how each stands.
+
+    They are those directly below a directory, or those that were submitted to a cluster.
 
     holdfast list runs
     """
@@ -73,8 +77,8 @@ def list_runs(
         return 0
     if not found:
         say(f"there are no runs in {parent}")
-    for line in _table(found):
-        put(line)
+    for line in _table([(printable(name), result, printable(error)) for name, result, error in found]):
+        put(harmless(line))
     return 0
 
 
@@ -101,8 +105,13 @@ def _training_run(store: Store, name: str) -> RunDirectory | None:
     from storage.store import open_store
 
     run = RunDirectory(open_store(f"{store.url}/{name}"))
-    identity = run.identity()
-    return run if identity is not None and "batch_size" in identity else None  # else of `storage.save`
+    try:
+        identity = run.identity()
+    except HoldfastError:
+        return run  # whoever looks at it is told
+    if identity is None:  # one that failed before it had one has given signs of life
+        return run if run.newest_attempt() else None
+    return run if "batch_size" in identity else None  # else of `storage.save`
 
 
 def _as_json(name: str, result: Result | None, error: str) -> dict[str, Any]:
@@ -132,7 +141,9 @@ def stop(
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
-    """Stop a run that is at work, with a checkpoint of the step it has come to, and wait for its end.
+    """Stop a run with a checkpoint, and wait for its end.
+
+    The checkpoint is of the step that the run has come to.
 
     holdfast stop runs/digits
     """
@@ -145,7 +156,9 @@ def kill(
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
-    """End a run at once, without a checkpoint; it can be resumed from the last one.
+    """End a run at once, without a checkpoint.
+
+    It can be resumed from the last one.
 
     holdfast kill runs/digits
     """
@@ -180,7 +193,9 @@ def resume(
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
-    """Go on with a run by the command that it was started with last; one that was submitted is so again.
+    """Go on with a run by the command that started it last.
+
+    What is given here takes the place of what was given then. A run that was submitted is submitted again.
 
     holdfast resume runs/digits --workers 4
     """
@@ -190,11 +205,14 @@ def resume(
     parameters_of(settings)
     run, server = locate_run(run_dir, insecure=insecure)
     _check_free(run, run_dir, server)
-    command = _command_of(run)
-    more = [] if server is None else _to(server, insecure=insecure)
+    folder, words = _command_of(run)
+    changes = {"--run-dir": run.store.url, "--workers": workers, "--steps": steps}
+    changes |= {} if server is None else {"--address": server.address}
+    words = _changed(words, changes, settings, insecure=server is not None and insecure)
     if step is not None:
+        _check(folder, words, run)  # before the steps after that one are given up
         rewind(run, step)
-    return _run(command, run.store.url, workers, steps, settings, more, as_json=as_json)
+    return _run(folder, words, as_json=as_json)
 
 
 def clone(
@@ -207,7 +225,9 @@ def clone(
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> int:
-    """Begin another run with a checkpoint of this one, and with other settings.
+    """Begin another run with a checkpoint of this one.
+
+    What is given here takes the place of what the other was started with.
 
     holdfast clone runs/digits runs/longer --set steps=2000
     """
@@ -217,19 +237,19 @@ def clone(
 
     parameters_of(settings)
     run, server = locate_run(run_dir, insecure=insecure)
-    command = _command_of(run)
-    more = [] if server is None else _to(server, insecure=insecure)
+    folder, words = _command_of(run)
+    url = open_store(new_dir).url
+    if url.rstrip("/") == run.store.url.rstrip("/"):
+        raise ConfigurationError(f"{new_dir} is the run itself: give another directory for the new one")
+    changes = {"--run-dir": url, "--workers": workers, "--steps": steps}
+    changes |= {} if server is None else {"--address": server.address}
+    if words[0] == "submit":
+        changes["--name"] = url.rstrip("/").rpartition("/")[2]
+    words = _changed(words, changes, settings, insecure=server is not None and insecure)
+    _check(folder, words, run)  # before anything is copied
     copied = copy(run.store.url if step is None else f"{run.store.url}#{step}", new_dir, lambda _: None)
     say(f"{copied.url}: copied and checked")
-    url = open_store(new_dir).url
-    if command[1][0] == "submit":
-        more += ["--name", url.rstrip("/").rpartition("/")[2]]
-    return _run(command, url, workers, steps, settings, more, as_json=as_json)
-
-
-def _to(server: JobServer, *, insecure: bool) -> list[str]:
-    """The words that submit a run to this cluster, wherever it was submitted to before."""
-    return ["--address", server.address, *(["--insecure"] if insecure else [])]
+    return _run(folder, words, as_json=as_json)
 
 
 def _check_free(run: RunDirectory, run_dir: str, server: JobServer | None) -> None:
@@ -238,18 +258,17 @@ def _check_free(run: RunDirectory, run_dir: str, server: JobServer | None) -> No
     from orchestrator.relaunch import awaited
     from orchestrator.submit_commands import check_not_submitted
 
+    how = f"stop it first with `holdfast stop {shlex.quote(run_dir)}`"
     if server is not None:
         check_not_submitted(server, run.store.url)
     if awaited(run) is not None:
-        raise RunAlive(
-            f"{run_dir} is about to be started again: stop it first with `holdfast stop {run_dir}`"
-        )
+        raise RunAlive(f"{run_dir} is about to be started again: {how}")
     if (beat := run.newest_beat()) is None:
         return
     try:
         check_not_alive(beat, run, say)
     except RunAlive:
-        raise RunAlive(f"{run_dir} is being trained: stop it first with `holdfast stop {run_dir}`") from None
+        raise RunAlive(f"{run_dir} is being trained: {how}") from None
 
 
 def _command_of(run: RunDirectory) -> tuple[str, list[str]]:
@@ -257,14 +276,14 @@ def _command_of(run: RunDirectory) -> tuple[str, list[str]]:
 
     Raises ConfigurationError if there was none, or its directory is not there.
     """
-    began = [entry for entry in run.journal() if entry.get("kind") == "began" and entry.get("command")]
-    if not began:
+    began = next((each for each in _beginnings(run) if each.get("command")), None)
+    if began is None:
         raise ConfigurationError(
             f"{run.store.url} was not started by a command, or by an older version: give `holdfast run` the "
             "file and the options again"
         )
-    submitted = began[-1].get("submitted")
-    given, verb = (submitted, "submit") if isinstance(submitted, dict) else (began[-1], "run")
+    submitted = began.get("submitted")
+    given, verb = (submitted, "submit") if isinstance(submitted, dict) else (began, "run")
     command, folder = given.get("command"), given.get("folder", "")
     if not isinstance(command, list) or command[:1] != [verb] or not Path(folder).is_dir():
         how = "submitted from" if verb == "submit" else "started in"
@@ -281,25 +300,69 @@ def _command_of(run: RunDirectory) -> tuple[str, list[str]]:
     return folder, words
 
 
-def _run(
-    command: tuple[str, list[str]],
-    url: str,
-    workers: str | None,
-    steps: int | None,
-    settings: list[str] | None,
-    more: Sequence[str],
+def _beginnings(run: RunDirectory) -> Iterator[dict[str, Any]]:
+    """How attempts began, the newest first, as far as their journals can be read."""
+    for key in reversed(run.journals()):
+        with suppress(CorruptCheckpoint):
+            yield from (each for each in reversed(run.read_journal(key)) if each.get("kind") == "began")
+
+
+def _changed(
+    words: Sequence[str],
+    changes: Mapping[str, object],
+    settings: Sequence[str] | None,
     *,
-    as_json: bool,
-) -> int:
-    """Start the command anew; what is given now goes before what was given then."""
-    folder, words = command
-    words = [word for word in words if word not in ("--json", "--take-over")]
-    words += ["--run-dir", url, *more]
-    words += [] if workers is None else ["--workers", workers]
-    words += [] if steps is None else ["--steps", str(steps)]
-    for setting in settings or []:
-        words += ["--set", setting]
-    words += ["--json"] if as_json else []
+    insecure: bool = False,
+) -> list[str]:
+    """A command with other values of options: what is given now takes the place of what was given then."""
+    changes = {option: value for option, value in changes.items() if value is not None}
+    again = {setting.partition("=")[0] for setting in settings or ()}
+    gone = {*changes, *(["--steps"] if "steps" in again else [])}
+    kept, rest = [], iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option not in gone and option != "--set":
+            kept += [word] if word not in ("--json", "--take-over") else []
+            continue
+        value = value if equals else next(rest, "")
+        if option == "--set" and value.partition("=")[0] not in again:
+            kept += [option, value]
+    for option, given in changes.items():
+        kept += [option, str(given)]
+    for setting in settings or ():
+        kept += ["--set", setting]
+    return [*kept, "--insecure"] if insecure and "--insecure" not in kept else kept
+
+
+def _check(folder: str, words: Sequence[str], run: RunDirectory) -> None:
+    """Refuse a command for what the run, or a copy of it, would refuse it for, before anything is changed.
+
+    Of one that is submitted the job is not looked at: it may load on the cluster alone.
+    """
+    from orchestrator import cli, submit_commands
+    from orchestrator.execution import check_request
+
+    os.chdir(folder)
+    verb, *rest = words
+    before = sys.argv
+    try:
+        given = cli.command_named(verb).make_context(verb, rest).params
+    finally:
+        sys.argv = before  # what has failed is this command
+    if verb == "submit":
+        submit_commands.submission_of(**_without(given, "dry_run", "detach", "config", "as_json"))
+        return
+    request = cli.request_of(**_without(given, "tensorboard", "config", "as_json"))
+    check_request(request, run.identity(), run.store.url)
+
+
+def _without(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in names}
+
+
+def _run(folder: str, words: Sequence[str], *, as_json: bool) -> int:
+    """Start a command of an earlier time anew."""
+    words = [*words, *(["--json"] if as_json else [])]
     os.chdir(folder)
     say(f"holdfast {shlex.join(words)}")
     sys.argv = [sys.argv[0], *words]

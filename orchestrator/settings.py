@@ -82,6 +82,7 @@ def of_file(text: str, where: str, command: str, keys: Mapping[str, Collection[s
     except tomllib.TOMLDecodeError as exc:
         raise ConfigurationError(f"{where} is no TOML: {exc}") from exc
     every = {key for known in keys.values() for key in known}
+    _check_spellings(where, document)
     shared: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
     for key, value in document.items():
@@ -100,6 +101,15 @@ def of_file(text: str, where: str, command: str, keys: Mapping[str, Collection[s
     found = {key: value for key, value in (shared | own).items() if key in keys[command]}
     parameters = {f"{SET}.{name}": value for name, value in tables.get(SET, {}).items()}
     return {key: Setting(_plain(where, key, value), where) for key, value in (found | parameters).items()}
+
+
+def _check_spellings(where: str, document: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError where one key stands twice in a table, with `-` and with `_`."""
+    for name, table in {"": document, **document}.items():
+        if isinstance(table, dict) and name != SET:
+            for key in table:
+                if "_" in key and key.replace("_", "-") in table:
+                    raise ConfigurationError(f"{where}: {key} stands there with - and with _: leave one out")
 
 
 def of_environment(environment: Mapping[str, str], keys: Mapping[str, bool]) -> dict[str, Setting]:
@@ -145,7 +155,11 @@ def _of_variable(name: str, value: str, is_flag: bool) -> Setting:
 
 def _parameters(name: str, value: str) -> dict[str, Setting]:
     found = {}
-    for word in shlex.split(value):
+    try:
+        words = shlex.split(value)
+    except ValueError as exc:
+        raise ConfigurationError(f"{name} in the environment: {exc}: close what is quoted") from exc
+    for word in words:
         parameter, equals, given = word.partition("=")
         if not equals:
             raise ConfigurationError(f"{name} in the environment: {word}: give NAME=VALUE")

@@ -245,10 +245,37 @@ def check_remainder(job: Job, samples: int) -> None:
         )
 
 
+def check_place(
+    run_dir: str, *, nodes: int, standby: int, cpus_per_worker: float, grace_s: float | None
+) -> None:
+    """Raise ConfigurationError for what no run can be given, whatever its job."""
+    if run_dir.startswith("memory:"):
+        raise ConfigurationError(
+            f"--run-dir {run_dir}: the memory of one process cannot be seen by the others of a run: give a "
+            "path or the URL of a storage"
+        )
+    if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
+        raise ConfigurationError(f"--nodes {nodes}: give 1 or more")
+    if not isinstance(standby, int) or isinstance(standby, bool) or standby < 0:
+        raise ConfigurationError(f"--standby {standby}: give a whole number, 0 or more")
+    if not 0 <= cpus_per_worker < math.inf:
+        raise ConfigurationError(f"{cpus_per_worker} CPUs per worker: give a number of at least 0")
+    if grace_s is not None and not 0 <= grace_s < math.inf:
+        raise ConfigurationError(f"--grace-period {grace_s:g}: give a number of seconds, 0 or more")
+
+
+def check_range(least: int, most: int) -> None:
+    """Raise ConfigurationError if these cannot be the fewest and the most workers."""
+    for count in (least, most):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ConfigurationError(f"{count!r} workers cannot train: give a whole number, 1 or more")
+    if least > most:
+        raise ConfigurationError(f"between {least} and {most} workers: give the lower number first")
+
+
 def check_workers(workers: int, microbatches: int) -> None:
     """Raise ConfigurationError if there are no workers, or more than can ever have work."""
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-        raise ConfigurationError(f"{workers!r} workers cannot train: give a whole number, 1 or more")
+    check_range(workers, workers)
     if workers > microbatches:
         raise ConfigurationError(
             f"{workers} workers are more than the job's {microbatches} microbatches, of which each needs at "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.failures import Kind, remedy
 from orchestrator.history import pace_of, read_ledger
+from orchestrator.identity import check_is_training
 from orchestrator.life import check_beat, is_succeeded, lives
 from orchestrator.relaunch import awaited
 from orchestrator.result import Result
@@ -15,12 +16,14 @@ from orchestrator.submission import is_address
 from storage.errors import ConfigurationError
 from storage.run_directory import RunDirectory
 from storage.store import open_store
+from storage.strict_json import unspelled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from orchestrator.ledger import Ledger, Pace
     from orchestrator.ray_jobs import JobServer
+    from storage.catalog import Entry
 
 KILLED = "it was killed, with its coordinator"
 SHOWN = 10
@@ -60,11 +63,10 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     beat = run.newest_beat()
     latest = run.latest()
     manifest = latest.manifest if latest is not None else None
-    digest = manifest.state_digest if manifest is not None else None
     if beat is None:
-        url = run.store.url
-        never = Result(run_dir=url, status="failed", error="it was never started", state_digest=digest)
-        return replace(never, next="start it with `holdfast run`"), {}
+        if (identity := run.identity()) is not None:  # it may be one of `storage.save`
+            check_is_training(identity, run.store.url)
+        return _never_started(run.store.url, latest), {}
     check_beat(beat, run.store.url)
     ledger, _ = read_ledger(run, beat)
     status, error, failure = beat["status"], beat["error"], beat.get("class")
@@ -76,7 +78,7 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     restart = awaited(run) if alive is None or status in ("failed", "preempted") else None
     if restart is not None:
         status, error = "running", None
-    step, metrics = beat["step"], dict(beat["metrics"])
+    step, metrics = beat["step"], unspelled(beat["metrics"])
     if latest is not None and manifest is not None and latest.step > step:
         step, metrics = latest.step, dict(manifest.metrics)  # newer than the last sign of life
     left = beat.get("restarts_left")
@@ -88,7 +90,8 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
         attempt=beat["attempt"],
         loss=metrics.pop("loss", None),
         metrics=metrics,
-        state_digest=digest,
+        state_digest=manifest.state_digest if manifest is not None else None,
+        digest_step=latest.step if latest is not None else None,
         steps_per_s=beat["steps_per_s"],
         failure=failure if isinstance(failure, str) and status == "failed" else None,
         restarts_left=left if type(left) is int else None,
@@ -98,6 +101,25 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
         waits = restart and _waits(restart["waiting"], restart.get("most"))
         told = replace(told, next=waits or _what_runs(beat, succeeded=succeeded))
     return told, beat
+
+
+def _never_started(url: str, latest: Entry | None) -> Result:
+    """A run that was created and not begun, or a copy of one: that stands where the other one stood."""
+    if latest is None or latest.manifest is None:
+        error = "it was never started"
+        return Result(run_dir=url, status="failed", error=error, next="start it with `holdfast run`")
+    metrics = dict(latest.manifest.metrics)
+    return Result(
+        run_dir=url,
+        status="interrupted",
+        step=latest.step,
+        attempt=latest.attempt,
+        loss=metrics.pop("loss", None),
+        metrics=metrics,
+        state_digest=latest.manifest.state_digest,
+        digest_step=latest.step,
+        next="it is a copy, and was not trained here: go on with `holdfast run`",
+    )
 
 
 def add_history(result: Result, ledger: Ledger, pace: Pace) -> Result:

@@ -27,6 +27,7 @@ from orchestrator.arguments import (
 from orchestrator.ckpt import AsJson  # noqa: TC001 typer reads it
 from orchestrator.configured import Config, Configured
 from orchestrator.discretion import variables_of
+from orchestrator.spec import check_place
 from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, RunAlive, UserCodeError
 from workers.output import keep_secret
@@ -99,13 +100,81 @@ def submit(
     config: Config = None,
     as_json: AsJson = False,
 ) -> int:
-    """Run a job on a Ray cluster, or go on with it; it is relaunched there whoever stays.
+    """Run a job on a Ray cluster, or go on with it.
+
+    It is relaunched there after failures that are not the job's own, whether or not anybody stays to watch.
 
     holdfast submit train.py --address http://127.0.0.1:8265 --run-dir s3://bucket/runs/digits --workers 2:8
     """
+    submission = submission_of(
+        target=target,
+        address=address,
+        run_dir=run_dir,
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        name=name,
+        env=env,
+        working_dir=working_dir,
+        no_package=no_package,
+        pip=pip,
+        retries=retries,
+        on_demand=on_demand,
+        spot=spot,
+        steps=steps,
+        settings=settings,
+        nodes=nodes,
+        standby=standby,
+        autoscale=autoscale,
+        grace_period=grace_period,
+        insecure=insecure,
+    )
+    if dry_run:
+        put(json.dumps(submission.plan()) if as_json else _in_words(submission))
+        return 0
+    submitter = _Submitter(submission, insecure=insecure)
+    id_ = submitter.submit()
+    say(f"submitted as {id_} to {submission.address}")
+    if detach:
+        say(submitter.how_to_come_back())
+        put(
+            json.dumps({"job": id_, "address": submission.address, "run_dir": submission.run_dir})
+            if as_json
+            else f"run directory {submission.run_dir}"
+        )
+        return 0
+    return _follow(submitter, as_json=as_json)
+
+
+def submission_of(
+    *,
+    target: str,
+    address: str,
+    run_dir: str,
+    workers: str,
+    cpus_per_worker: float,
+    name: str | None,
+    env: Sequence[str] | None,
+    working_dir: str | None,
+    no_package: bool,
+    pip: str | None,
+    retries: int,
+    on_demand: Sequence[str] | None,
+    spot: Sequence[str] | None,
+    steps: int | None,
+    settings: list[str] | None,
+    nodes: int,
+    standby: int,
+    autoscale: bool,
+    grace_period: float | None,
+    insecure: bool,
+) -> Submission:
+    """What the parameters of `submit` ask for. Raises ConfigurationError or UserCodeError."""
     from storage.store import open_store
 
     workers_of(workers)
+    check_place(run_dir, nodes=nodes, standby=standby, cpus_per_worker=cpus_per_worker, grace_s=grace_period)
+    if steps is not None and steps < 1:
+        raise ConfigurationError(f"--steps {steps}: give 1 or more")
     names = sub.names_of([*(env or []), *variables_of(parameters_of(settings))], os.environ)
     keep_secret(names)
     address = sub.check_address(address, os.environ, insecure=insecure)
@@ -126,7 +195,7 @@ def submit(
     command += ["--autoscale"] if autoscale else []
     for setting in settings or []:
         command += ["--set", setting]
-    submission = sub.Submission(
+    return sub.Submission(
         address=address,
         run_dir=url,
         command=tuple(command),
@@ -141,21 +210,6 @@ def submit(
         words=tuple(sys.argv[1:]),
         folder=os.getcwd(),
     )
-    if dry_run:
-        put(json.dumps(submission.plan()) if as_json else _in_words(submission))
-        return 0
-    submitter = _Submitter(submission, insecure=insecure)
-    id_ = submitter.submit()
-    say(f"submitted as {id_} to {address}")
-    if detach:
-        say(submitter.how_to_come_back())
-        put(
-            json.dumps({"job": id_, "address": address, "run_dir": url})
-            if as_json
-            else f"run directory {url}"
-        )
-        return 0
-    return _follow(submitter, as_json=as_json)
 
 
 def _follow(submitter: _Submitter, *, as_json: bool) -> int:

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import math
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.events import Note
+from storage.errors import ConfigurationError
 from workers.event_files import EventFiles
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from orchestrator.coordinator import Observer, Snapshot
-    from orchestrator.events import Note
 
 
 class TensorBoardEvents:
     """Writes scalars of the steps that it is shown, several a second, and passes all on to another observer.
 
     Each start adds a file to the directory, and has TensorBoard discard what earlier ones say of the steps
-    from where it begins: after a resumption no step stands twice.
+    from where it begins: after a resumption no step stands twice. Raises ConfigurationError where there can
+    be no directory; a disk that fails later costs the events, not the run.
     """
 
     def __init__(self, directory: str, observer: Observer) -> None:
         self._files = EventFiles("--tensorboard", directory)
+        try:
+            os.makedirs(directory, exist_ok=True)
+        except OSError as exc:
+            raise ConfigurationError(f"--tensorboard {directory}: {exc.strerror}") from exc
         self._directory = directory
         self._observer = observer
         self.draws = observer.draws
         self._writer: Any = None
         self._last = -1
+        self._failed = False
 
     def __enter__(self) -> TensorBoardEvents:
         return self
@@ -36,7 +45,8 @@ class TensorBoardEvents:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):
+                self._writer.close()
 
     def note(self, note: Note) -> None:
         """Write the metrics of an evaluation."""
@@ -54,9 +64,16 @@ class TensorBoardEvents:
         self._observer.progress(snapshot)
 
     def _write(self, metrics: dict[str, Any], step: int) -> None:
-        if self._writer is None:
-            self._writer = self._files.writer(self._directory, step)
-        for name, value in metrics.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        if self._failed:
+            return
+        try:
+            if self._writer is None:
+                self._writer = self._files.writer(self._directory, step)
+            for name, value in metrics.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+        except OSError as exc:
+            self._failed = True
+            text = f"no more of TensorBoard's events are written: {self._directory}: {exc.strerror}"
+            self._observer.note(Note("tensorboard", text, {}))

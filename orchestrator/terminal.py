@@ -19,6 +19,11 @@ def put(text: str) -> None:
     _print(text, sys.stdout)
 
 
+def harmless(text: str) -> str:
+    """Without what makes a terminal do something, but for new lines: a run directory may be anybody's."""
+    return "".join(c if c.isprintable() or c in "\t\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def _print(text: str, stream: TextIO | None) -> None:
     if stream is None:  # closed by who started us
         return

@@ -121,7 +121,7 @@ class RunDirectory:
             doc = parse(data)
             canonical(doc)  # what it cannot spell could not be copied
         except ValueError as exc:
-            raise CorruptCheckpoint(f"{where}: {exc}") from exc
+            raise CorruptCheckpoint(f"{where} is damaged: {exc}: put a copy of it back") from exc
         number = doc.get("format") if isinstance(doc, dict) else None
         if type(number) is int and number != FORMAT:
             raise ConfigurationError(
@@ -553,12 +553,19 @@ class RunDirectory:
             data = self.store.read(key, 0, MAX_NBYTES + 1)
             if len(data) > MAX_NBYTES:
                 raise ValueError(f"more than {MAX_NBYTES} bytes")  # noqa: TRY301
-            lines = [parse(line) for line in data.splitlines()]
+            return [_object(line, number) for number, line in enumerate(data.splitlines(), 1)]
         except ValueError as exc:
-            raise CorruptCheckpoint(f"{self.store.url}/{key}: {exc}") from exc
-        if not all(isinstance(line, dict) for line in lines):
-            raise CorruptCheckpoint(f"{self.store.url}/{key}: a line is not an object")
-        return lines
+            raise CorruptCheckpoint(f"{self.store.url}/{key} is damaged: {exc}") from exc
+
+
+def _object(line: bytes, number: int) -> dict[str, Any]:
+    try:
+        value = parse(line)
+    except ValueError as exc:
+        raise ValueError(f"line {number}: {exc}") from exc
+    if not isinstance(value, dict):
+        raise ValueError(f"line {number} is not an object")  # noqa: TRY004 - a fault of the document
+    return value
 
 
 def _now() -> str:

@@ -50,10 +50,9 @@ def watch_clouds(address: str) -> None:
 
     Raises ConfigurationError for a cloud that is not known.
     """
-    name = os.environ.get(NAMES)
-    if not name:
+    look = look_of(os.environ)
+    if look is None:
         return
-    look = look_at(name, os.environ.get(URL))
 
     def watch() -> None:
         while (notice := look(time.time())) is None:
@@ -61,6 +60,12 @@ def watch_clouds(address: str) -> None:
         send_notice(address, notice.reason, notice.seconds_left)
 
     threading.Thread(target=watch, name="cloud-notices", daemon=True).start()
+
+
+def look_of(environment: Mapping[str, str]) -> Callable[[float], CloudNotice | None] | None:
+    """`look_at` the cloud that an environment names; None if it names none."""
+    name = environment.get(NAMES)
+    return look_at(name, environment.get(URL)) if name else None
 
 
 def look_at(name: str, url: str | None = None) -> Callable[[float], CloudNotice | None]:

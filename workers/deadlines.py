@@ -9,6 +9,12 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass
 from math import inf
+from typing import TYPE_CHECKING
+
+from storage.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FIRST_S = 60.0
 """Seconds, at least, for each of a worker's first items of a phase: the job's code may compile, load and read
@@ -43,8 +49,21 @@ ASLEEP_S = 3.0
 """An agent that has not looked for so many seconds was suspended, as by Ctrl-Z, perhaps with its workers, or
 was busy: that time counts against nobody."""
 
+START_VARIABLE = "HOLDFAST_START_TIMEOUT_S"
 _WINDOW = 32
 _TYPICAL = 0.75  # the quantile that is typical; neither the first slow items nor single ones move it
+
+
+def start_s_of(environment: Mapping[str, str]) -> float:
+    """`START_S`, or what the environment gives in its place. Raises ConfigurationError."""
+    text = environment.get(START_VARIABLE) or str(START_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < inf:
+        raise ConfigurationError(f"{START_VARIABLE}={text} in the environment: give seconds, more than 0")
+    return seconds
 
 
 class _Pace:

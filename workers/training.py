@@ -20,7 +20,7 @@ from storage.layout import StateArray
 from workers.arenas import open_arena, parts_path, steps_path
 from workers.barrier import Assignment, Barrier
 from workers.course import Answer, Course, Question
-from workers.deadlines import START_S, Deadlines
+from workers.deadlines import Deadlines, start_s_of
 from workers.links import Links
 from workers.messages import (
     Activate,
@@ -156,7 +156,7 @@ class Training:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self.deadlines = Deadlines(float(os.environ.get("HOLDFAST_START_TIMEOUT_S") or START_S))
+        self.deadlines = Deadlines(start_s_of(os.environ))
         self._links = Links(host, wake)
         self._node = 0
         self._reduction: Reduction | None = None

@@ -56,8 +56,9 @@ def job(
     learning_rate: float = 1e-3,
     batch_size: int = 128,
     microbatches: int = 8,
+    steps: int = 2000,
 ) -> Job:
-    """2000 steps, some 170 times through the data."""
+    """2000 steps are some 170 times through the data."""
     return Job(
         model=partial(model, hidden, dropout, learning_rate),
         data=partial(digits, test=False),
@@ -65,7 +66,7 @@ def job(
         validate_every=200,
         batch_size=batch_size,
         microbatches=microbatches,
-        steps=2000,
+        steps=steps,
         seed=0,
         checkpoints=Checkpoints(every_steps=100, keep=3),
     )

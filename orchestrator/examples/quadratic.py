@@ -63,14 +63,14 @@ def points(noise: float) -> ArrayDataset:
     return ArrayDataset(x.astype(np.float32), y.astype(np.float32))
 
 
-def job(*, learning_rate: float = 0.01, noise: float = 0.1) -> Job:
-    """500 steps on a tenth of the points each."""
+def job(*, learning_rate: float = 0.01, noise: float = 0.1, steps: int = 500) -> Job:
+    """500 steps, each on a tenth of the points."""
     return Job(
         model=partial(Quadratic, learning_rate),
         data=partial(points, noise),
         batch_size=100,
         microbatches=4,
-        steps=500,
+        steps=steps,
         seed=0,
         checkpoints=Checkpoints(every_steps=100, keep=3),
     )

@@ -36,6 +36,7 @@ KEYS = {
     "loss",
     "metrics",
     "state_digest",
+    "digest_step",
     "restarts",
     "worker_deaths",
     "steps_lost",
