@@ -108,12 +108,24 @@ def test_followed_through_a_kill_of_everything(place: Place) -> None:
     assert (len(date), len(clock), attempt) == (10, 12, "1")
 
 
+def test_a_traceback_is_shown_line_by_line(place: Place) -> None:
+    place.file(
+        "raises.py",
+        "from orchestrator import Job\n\n\ndef model():\n    raise ValueError('no model')\n\n\n"
+        "job = Job(model=model, data=list, batch_size=4, microbatches=2, steps=5)\n",
+    )
+    place.run("raises.py", "run").expect(1)
+    lines = place.cli("logs", "run", "--coordinator").expect(0).stdout.splitlines()
+    assert any(line.endswith("Traceback (most recent call last):") for line in lines)
+    assert "        raise ValueError('no model')" in lines
+
+
 def test_bad_input(place: Place) -> None:
     place.cli("logs", "nowhere").one_clear_line(2, "nowhere")
     place.run("tiny.py", "run").done()
     place.cli("logs", "run", "--rank", "0", "--coordinator").one_clear_line(2, "give one of them")
     none = place.cli("logs", "run", "--attempt", "9").expect(0)
-    assert (none.stdout, none.stderr) == ("", "run has no such lines yet\n")
+    assert (none.stdout, none.stderr) == ("", "run has no such lines\n")
     (place.root / "run/logs").mkdir(exist_ok=True)
     (place.root / f"run/logs/a00000001-{'0' * 16}-000000.jsonl").write_bytes(b"[" * 10_000 + b"\n\x1b[2J\n")
     damaged = place.cli("logs", "run").expect(0)

@@ -52,7 +52,13 @@ def test_a_wrong_setting_is_told_with_its_place_before_anything_is_done(place: P
     place.cli(*given).one_clear_line(2, "other.toml: stepps", "did you mean steps?")
     place.file("other.toml", SETTINGS.replace("30", '"many"'))
     place.cli(*given).one_clear_line(2, "other.toml: steps = many", "valid integer")
+    place.cli("config", "tiny.py", "--steps", "many").one_clear_line(2, "command line: steps = many")
+    place.cli("config", "tiny.py", "--workers").one_clear_line(2, "requires an argument")
+    place.cli("config", "nowhere.py").one_clear_line(2, "no file nowhere.py")
     place.cli("config", "--command", "scale").one_clear_line(2, "--command scale", "run")
+    for name, value in (("HOLDFAST_NOTICES", "foo"), ("HOLDFAST_START_TIMEOUT_S", "-5")):
+        given_then = place.start(place.command(as_json=False), env={name: value})
+        given_then.wait().one_clear_line(2, f"{name}={value}")
     place.env["HOLDFAST_STEP"] = "25"
     place.cli(*given).one_clear_line(2, "HOLDFAST_STEP", "HOLDFAST_STEPS")
     assert not (place.root / "run").exists()

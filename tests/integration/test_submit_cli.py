@@ -79,6 +79,14 @@ def test_settings_of_the_file_count(place: Place) -> None:
         (("--retries", "-1"), "0 or more"),
         (("--spot", "x"), "LABEL=VALUE"),
         (("--workers", "x"), "whole number"),
+        (("--workers", "0"), "1 or more"),
+        (("--workers", "4:2"), "lower number first"),
+        (("--nodes", "0"), "--nodes 0"),
+        (("--standby", "-2"), "--standby -2"),
+        (("--steps", "-5"), "--steps -5"),
+        (("--cpus-per-worker", "-1"), "at least 0"),
+        (("--grace-period", "nan"), "--grace-period nan"),
+        (("--run-dir", "memory://x"), "memory of one process"),
     ],
 )
 def test_a_mistake_is_one_line(place: Place, more: tuple[str, ...], says: str) -> None:

@@ -56,11 +56,15 @@ def test_lines_have_each_event_and_outlive_their_reader() -> None:
 
 
 class Deaf:
-    """An observer who does nothing."""
+    """An observer who does nothing but remember."""
 
     draws = False
 
-    def note(self, note: Note) -> None: ...
+    def __init__(self) -> None:
+        self.notes: list[Note] = []
+
+    def note(self, note: Note) -> None:
+        self.notes.append(note)
 
     def progress(self, snapshot: Snapshot) -> None: ...
 
@@ -83,3 +87,17 @@ def test_events_of_tensorboard_have_each_step_once_also_after_going_back(tmp_pat
 def test_events_are_written_on_this_machine(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="--tensorboard s3://b/x: give a directory"):
         TensorBoardEvents("s3://b/x", Deaf())
+    (tmp_path / "file").touch()
+    for bad in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigurationError, match=f"--tensorboard {bad}: "):
+            TensorBoardEvents(str(bad), Deaf())
+
+
+def test_a_disk_that_fails_costs_the_events_and_not_the_run(tmp_path: Path) -> None:
+    deaf = Deaf()
+    with TensorBoardEvents(str(tmp_path / "events"), deaf) as events:
+        (tmp_path / "events").rmdir()
+        (tmp_path / "events").touch()
+        for step in (1, 2):
+            events.progress(Snapshot(step, 8, {"loss": 0.5}, 2, 10.0))
+    assert [note.kind for note in deaf.notes] == ["tensorboard"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from orchestrator import doctor
+from storage.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,10 +77,28 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> N
     assert "\n" not in str(found)
 
 
+def test_what_is_no_job_server_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-server\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        (found,) = doctor.cluster(f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert (found.level, "speaks no HTTP" in found.text) == ("fail", True)
+    with pytest.raises(ConfigurationError, match="nonnumeric port"):
+        next(doctor.cluster("http://127.0.0.1:abc"))
+
+
 def test_the_command_says_all_and_fails_if_anything_does(tmp_path: Path, capsys: Any) -> None:
     assert doctor.doctor(str(tmp_path), None, as_json=True) == 0
     found = json.loads(capsys.readouterr().out)
     assert {each["level"] for each in found} <= {"ok", "warn"}
     assert [*tmp_path.iterdir()] == []
+    assert doctor.doctor(str(tmp_path / "new"), None, as_json=True) == 0
+    assert not (tmp_path / "new").exists()
+    capsys.readouterr()
     assert doctor.doctor(None, "http://127.0.0.1:9", as_json=False) == 3
     assert "fail  Ray at http://127.0.0.1:9: nothing answers there" in capsys.readouterr().out

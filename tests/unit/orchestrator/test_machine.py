@@ -991,6 +991,13 @@ def test_there_is_no_checkpoint_if_it_takes_longer_than_is_left() -> None:
         assert tells(actions) == [m.Stop(checkpoint=fits)]
 
 
+def test_no_time_at_all_leaves_no_checkpoint_and_nobody_is_told_of_one() -> None:
+    _, actions = after(e.Signalled(Status.INTERRUPTED, 0.0), state=trains(joined(ONE, 1)))
+    assert tells(actions) == [m.Stop(checkpoint=False)]
+    (note,) = [each for each in actions if isinstance(each, e.Note)]
+    assert note.text == "interrupted: stopping at the next step, without a checkpoint"
+
+
 @pytest.mark.parametrize("phase", [Phase.JOINING, Phase.PREPARING, Phase.STARTING])
 def test_a_signal_before_training_ends_at_once(phase: Phase) -> None:
     state, actions = after(e.Signalled(Status.PREEMPTED), state=state_in(phase))

@@ -41,6 +41,7 @@ def test_a_commands_own_table_goes_before_what_all_share() -> None:
         ("workers = [1, 2]", "x.toml: workers: give a string, a number, true or false, not [1, 2]"),
         ("[set]\nhidden = {a = 1}", "x.toml: set.hidden: give a string, a number, true or false"),
         ("workers = ", "x.toml is no TOML: "),
+        ("run-dir = 'a'\nrun_dir = 'b'", "x.toml: run_dir stands there with - and with _"),
     ],
 )
 def test_what_is_not_known_is_refused_with_the_nearest_name(text: str, message: str) -> None:
@@ -75,6 +76,11 @@ def test_the_environment_names_settings_in_capitals() -> None:
         ),
         ("HOLDFAST_AUTOSCALE", "maybe", "HOLDFAST_AUTOSCALE=maybe in the environment: give true or false"),
         ("HOLDFAST_SET", "hidden", "HOLDFAST_SET in the environment: hidden: give NAME=VALUE"),
+        (
+            "HOLDFAST_SET",
+            'hidden="64',
+            "HOLDFAST_SET in the environment: No closing quotation: close what is quoted",
+        ),
     ],
 )
 def test_slips_in_the_environment_are_told(name: str, value: str, message: str) -> None:
