@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,9 +37,10 @@ ray.shutdown()
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_left_behind() -> Iterator[None]:
-    """Fail the session if it leaves a process or a file in shared memory behind."""
-    shm = Path("/dev/shm")
-    before = set(shm.glob("holdfast-*"))
+    """Fail the session if it leaves a process or a file in its own shared memory behind."""
+    base = Path("/dev/shm")
+    shm = Path(tempfile.mkdtemp(prefix="pytest-hf-", dir=base if base.is_dir() else None))
+    os.environ["HOLDFAST_SHM_DIR"] = str(shm)  # sessions that run at once do not see each other's
     me = psutil.Process()
     old = {process.pid for process in me.children(recursive=True)}
     yield
@@ -50,19 +53,9 @@ def _nothing_is_left_behind() -> Iterator[None]:
         time.sleep(0.1)
     left = [line for line in describe(children()).splitlines() if "resource_tracker" not in line]
     assert not left, "processes outlive the test session:\n" + "\n".join(left)
-    files = sorted(path for path in set(shm.glob("holdfast-*")) - before if not _is_mapped(path))
+    files = sorted(shm.iterdir())
+    shutil.rmtree(shm)
     assert not files, f"shared memory outlives the test session: {files}"
-
-
-def _is_mapped(path: Path) -> bool:
-    """Whether a living process uses the file: then it belongs to somebody else's run on this machine."""
-    for process in psutil.process_iter():
-        try:
-            if any(each.path == str(path) for each in [*process.memory_maps(), *process.open_files()]):
-                return True
-        except (psutil.Error, OSError):
-            pass
-    return False
 
 
 def _opened(place: Place) -> Iterator[Place]:

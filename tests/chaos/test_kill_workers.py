@@ -120,12 +120,17 @@ def test_workers_killed_at_random_moments_cost_no_step(place: Place, reference: 
     steps = 300
     progress = Progress(place.root / "progress")
     run = place.begin(workers=3, steps=steps, settings={"delay_s": 0.01, "progress": progress})
+    run.until(lambda: run.processes("worker"), "a worker is started")
+    started = time.monotonic()
+    run.until(lambda: progress.steps > 0, "training")
+    loads_s = time.monotonic() - started  # on a busy machine longer: who dies while it loads is no use
     run.until(lambda: progress.steps > 5, "training")
     killed = 0
     while run.running() and progress.steps < 0.8 * steps:
         if workers := run.processes("worker"):
             killed += signal_all([rng.choice(workers)], signal.SIGKILL)
-        time.sleep(rng.uniform(0.0, 0.6))
+        time.sleep(rng.uniform(0.0, 1.2 * loads_s))
+    print(f"a worker loads in {loads_s:.2f} s")
     outcome = run.wait()
     result = outcome.done()
     print(f"{killed} kills, {result['worker_deaths']} deaths counted")
