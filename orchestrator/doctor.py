@@ -75,11 +75,11 @@ def place(url: str) -> Iterator[Finding]:
     from storage.store import open_store
 
     what = f"storage at {url}"
-    made: Path | None = None
+    made: list[Path] = []
     try:
         store = open_store(url)
-        if (path := _local_path(store)) is not None and not Path(path).exists():
-            made = Path(path)
+        if (path := _local_path(store)) is not None:
+            made = [each for each in (Path(path), *Path(path).parents) if not each.exists()]
         key = f"probe-{secrets.token_hex(8)}/object"
         before = time.time()
         store.write(key, (b"holdfast doctor",))
@@ -105,9 +105,9 @@ def place(url: str) -> Iterator[Finding]:
         return
     if path is not None:
         yield disk(path, "checkpoints")
-    if made is not None:
+    for each in made:
         with suppress(OSError):
-            made.rmdir()
+            each.rmdir()
 
 
 def skew(what: str, at: float | None, before: float, after: float) -> Finding:

@@ -204,7 +204,7 @@ class _Execution:
         # The last coordinator may have been killed between the last checkpoint and its own end.
         discard_arena(self._identity["place_id"], latest.step)
         if self._beat is None:
-            with suppress(StorageError):  # nothing is lost but that others are told
+            with suppress(HoldfastError):  # nothing is lost but that others are told
                 self._put_on_record(latest)
         return _finished_before(self._run, latest, self._records), None
 

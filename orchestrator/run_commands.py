@@ -247,7 +247,7 @@ def clone(
         changes["--name"] = url.rstrip("/").rpartition("/")[2]
     words = _changed(words, changes, settings, insecure=server is not None and insecure)
     _check(folder, words, run)  # before anything is copied
-    copied = copy(run.store.url if step is None else f"{run.store.url}#{step}", new_dir, lambda _: None)
+    copied = copy(run.store.url if step is None else f"{run.store.url}#{step}", url, lambda _: None)
     say(f"{copied.url}: copied and checked")
     return _run(folder, words, as_json=as_json)
 

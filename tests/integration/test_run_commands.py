@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import pytest
 from orchestrator.relaunch import awaited
 from storage.run_directory import RunDirectory
 from storage.store import open_store
-from tests.integration.harness import Progress, Started, latest, saved
+from tests.integration.harness import LIMIT_S, Progress, Started, latest, saved
 
 if TYPE_CHECKING:
     from tests.integration.harness import Place
@@ -186,6 +187,11 @@ def test_a_clone_is_a_run_of_its_own_with_other_settings(place: Place) -> None:
     assert (longer["step"], status(place)["step"]) == (80, 40)
     assert longer["state_digest"] == place.run("tiny.py", "whole", steps=80).done()["state_digest"]
     place.cli("clone", "run", "longer").expect(2)
+    elsewhere = place.root / "elsewhere"
+    elsewhere.mkdir()  # names are as the user sees them, whatever folder the run was started in
+    words = [sys.executable, "-m", "orchestrator", "clone", "../run", "other", "--step", "20"]
+    subprocess.run(words, cwd=elsewhere, env=place.env, check=True, timeout=LIMIT_S, capture_output=True)
+    assert status(place, "elsewhere/other")["status"] == "done"
     place.assert_nothing_left()
 
 

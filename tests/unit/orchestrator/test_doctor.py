@@ -97,7 +97,7 @@ def test_the_command_says_all_and_fails_if_anything_does(tmp_path: Path, capsys:
     found = json.loads(capsys.readouterr().out)
     assert {each["level"] for each in found} <= {"ok", "warn"}
     assert [*tmp_path.iterdir()] == []
-    assert doctor.doctor(str(tmp_path / "new"), None, as_json=True) == 0
+    assert doctor.doctor(str(tmp_path / "new" / "runs"), None, as_json=True) == 0
     assert not (tmp_path / "new").exists()
     capsys.readouterr()
     assert doctor.doctor(None, "http://127.0.0.1:9", as_json=False) == 3
