@@ -23,7 +23,8 @@ from orchestrator.identity import check_arrays, check_is_training, check_setting
 from orchestrator.life import boot_id, check_beat, lives, own_life
 from orchestrator.process_runtime import ProcessRuntime
 from orchestrator.records import Records
-from orchestrator.requests import STOP, Requests
+from orchestrator.relaunch import STOP
+from orchestrator.requests import Requests
 from orchestrator.restart import COORDINATOR, JOB, Decision, Restart, decide, tokens_left
 from orchestrator.result import Result
 from orchestrator.spec import Job, check_microbatches, check_place, check_range, check_workers

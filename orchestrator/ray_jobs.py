@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from orchestrator.submission import NAME, RUN_DIR, Job, check_address, find_run,
 from storage.errors import ConfigurationError, InfrastructureError, MissingExtra, RunAlive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from orchestrator.submission import Submission
 
@@ -69,6 +70,15 @@ class JobServer:
         """The job of a run that Ray does not have down as ended; None if there is none."""
         return next((job for job in self.jobs() if job.run_dir == run_dir and not job.ended), None)
 
+    def check_free(self, run_dir: str, jobs: Iterable[Job] | None = None) -> None:
+        """Raise RunAlive while a job of a run is on the cluster, or among `jobs` of it."""
+        for job in self.jobs() if jobs is None else jobs:
+            if job.run_dir == run_dir and not job.ended:
+                raise RunAlive(
+                    f"{run_dir} was submitted to {self.address} as {job.id}, which is {job.status}: stop it "
+                    f"first with `holdfast stop {shlex.quote(f'{self.address}#{job.id}')}`"
+                )
+
     def stop(self, id_: str) -> None:
         """Have Ray stop a job: SIGTERM, and seconds later SIGKILL. Its end is not waited for."""
         with _translated(self.address):
@@ -78,10 +88,12 @@ class JobServer:
         """Submit the supervisor job; returns its id.
 
         `variables` are the submission's, with their values; they are uploaded apart, and the job takes them
-        away. Raises RunAlive if another has just submitted the same run.
+        away. Raises RunAlive if another has submitted the same run, were it just now.
         """
         digest = hashlib.blake2b(submission.run_dir.encode(), digest_size=6).hexdigest()
-        id_ = next_id(f"holdfast-{digest}", self.jobs())
+        jobs = self.jobs()
+        self.check_free(submission.run_dir, jobs)
+        id_ = next_id(f"holdfast-{digest}", jobs)
         package = self._upload(variables)
         selector = dict(submission.on_demand)
         try:
@@ -185,6 +197,7 @@ def _job(details: Any) -> Job:
         name=metadata.get(NAME, ""),
         status=str(getattr(details.status, "value", details.status)),
         exit_code=details.driver_exit_code,
+        error=str(getattr(details.error_type, "value", details.error_type) or ""),
         message=(details.message or "").strip().partition("\n")[0].partition(", last available logs")[0],
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.events import Scaled, Signalled, Status
 from orchestrator.life import lives, supervisor_of
-from orchestrator.relaunch import awaited
+from orchestrator.relaunch import STOP, awaited
 from orchestrator.spec import check_range, check_workers
 from storage.errors import ConfigurationError, InfrastructureError
 from storage.manifest import Base
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.events import Event
     from storage.run_directory import RunDirectory
 
-SCALE, STOP = "scale", "stop"
+SCALE = "scale"
 ANSWER_S = 30.0
 """Seconds that a coordinator has to say that it has read a request."""
 

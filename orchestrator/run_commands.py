@@ -256,11 +256,10 @@ def _check_free(run: RunDirectory, run_dir: str, server: JobServer | None) -> No
     """Raise RunAlive while the run is at work; of one on another machine a sign of life is waited for."""
     from orchestrator.execution import check_not_alive
     from orchestrator.relaunch import awaited
-    from orchestrator.submit_commands import check_not_submitted
 
     how = f"stop it first with `holdfast stop {shlex.quote(run_dir)}`"
     if server is not None:
-        check_not_submitted(server, run.store.url)
+        server.check_free(run.store.url)
     if awaited(run) is not None:
         raise RunAlive(f"{run_dir} is about to be started again: {how}")
     if (beat := run.newest_beat()) is None:

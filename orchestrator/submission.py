@@ -35,6 +35,9 @@ EXCLUDED = (".git", ".venv*", "__pycache__", ".mypy_cache", ".pytest_cache", ".r
 
 DONE, FAILED, USAGE, FAULT, ALIVE, AGAIN, STOPPED = 0, 1, 2, 3, 4, 75, 130
 _FINAL = (DONE, FAILED, USAGE, FAULT, ALIVE, STOPPED)
+_OWN_FAULT = ("RUNTIME_ENV_SETUP_FAILURE", "JOB_ENTRYPOINT_COMMAND_START_ERROR")
+"""Ray's names of what fails because of what was submitted, such as packages that cannot be installed."""
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -241,6 +244,8 @@ class Job:
 
     exit_code: int | None = None
     message: str = ""
+    error: str = ""
+    """What kind of failure it was, by Ray's name for it."""
 
     @property
     def ended(self) -> bool:
@@ -326,14 +331,22 @@ def judge(job: Job | None, status: str | None, failure: str | None, *, alive: bo
         return Verdict(Next.AGAIN, AGAIN, "the cluster has been started anew and knows nothing of the job")
     if status is None and job.exit_code is not None and 0 < job.exit_code < 128 and not job.tells:
         return Verdict(Next.END, FAILED, f"the job ended with exit code {job.exit_code} before it began")
+    if status is None and job.error in _OWN_FAULT:
+        return Verdict(Next.END, FAILED, job.message)
     how = "was preempted" if status == "preempted" else "was lost with its node or killed"
-    return Verdict(Next.AGAIN, AGAIN, f"the supervisor job {how}")
+    why = f" ({job.message})" if job.error and job.message else ""
+    return Verdict(Next.AGAIN, AGAIN, f"the supervisor job {how}{why}")
 
 
-def goes_on(code: int, *, stopped: bool) -> str | None:
-    """Why `holdfast run` is started again after it ended so (negative: by a signal); None if it is not."""
+def goes_on(code: int, *, stopped: bool, again: bool = False) -> str | None:
+    """Why `holdfast run` is started again after it ended so (negative: by a signal); None if it is not.
+
+    `again` says that it was started before: what was good enough then is not at fault now.
+    """
     if stopped:
         return None
     if code < 0:
         return f"the run was killed by signal {-code}"
+    if code == USAGE and again:
+        return "the cluster or the place of the run could not be used, as it could before"
     return "the infrastructure failed, or the node was taken away" if code == AGAIN else None

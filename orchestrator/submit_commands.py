@@ -8,6 +8,7 @@ import random
 import shlex
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,9 +28,17 @@ from orchestrator.arguments import (
 from orchestrator.ckpt import AsJson  # noqa: TC001 typer reads it
 from orchestrator.configured import Config, Configured
 from orchestrator.discretion import variables_of
+from orchestrator.relaunch import STOP, Relaunches, awaited
 from orchestrator.spec import check_place
 from orchestrator.terminal import put, say
-from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, RunAlive, UserCodeError
+from storage.errors import (
+    ConfigurationError,
+    HoldfastError,
+    InfrastructureError,
+    RunAlive,
+    StorageError,
+    UserCodeError,
+)
 from workers.output import keep_secret
 
 if TYPE_CHECKING:
@@ -225,7 +234,11 @@ def _follow(submitter: _Submitter, *, as_json: bool) -> int:
         return sub.STOPPED
     if verdict.code != sub.DONE:
         say(f"holdfast: error: the run ended with exit code {verdict.code}: {verdict.reason}")
-    result, beat = read_status(submitter.run)
+    try:
+        result, beat = read_status(submitter.run)
+    except StorageError as error:  # how it ended is known
+        say(f"holdfast: error: {error}")
+        return verdict.code
     if beat or as_json:
         put(json.dumps(result.to_json()) if as_json else summary(result, with_error=True))
     return verdict.code
@@ -324,7 +337,12 @@ class _Submitter:
     def submit(self) -> str:
         """Submit the run. Raises RunAlive while it is at work, or a job for it is on the cluster."""
         server = self._server()
-        check_not_submitted(server, self.submission.run_dir)
+        server.check_free(self.submission.run_dir)
+        if awaited(self.run) is not None:  # by a supervisor, of another cluster perhaps
+            raise RunAlive(
+                f"{self.run.store.url} is about to be started again: stop it first with "
+                f"`holdfast stop {shlex.quote(self.run.store.url)}`"
+            )
         self._check_not_alive()
         return self._submit(server)
 
@@ -346,6 +364,13 @@ class _Submitter:
 
     def follow(self) -> sub.Verdict:
         """Pass on what the run prints until it has ended for good; returns how."""
+        relaunches = Relaunches(self.run, self.submission.retries)
+        try:
+            return self._until_over(relaunches)
+        finally:
+            relaunches.end()
+
+    def _until_over(self, relaunches: Relaunches) -> sub.Verdict:
         while True:
             job = self._until_ended()
             verdict = self._judge(job)
@@ -357,8 +382,8 @@ class _Submitter:
                 verdict = self._judge(job)
             if verdict.next is sub.Next.END:
                 return verdict
-            if (refusal := self._again(verdict)) is not None:
-                return refusal
+            if (end := self._again(verdict, relaunches)) is not None:
+                return end
 
     def _until_ended(self) -> Job | None:
         """Wait until Ray has the job down as ended, or knows nothing of it."""
@@ -405,6 +430,20 @@ class _Submitter:
         return (result.status, result.failure) if beat else (None, None)
 
     def _judge(self, job: Job | None) -> sub.Verdict:
+        """What to make of a job that has ended; a storage that does not answer is waited for."""
+        since, told = time.monotonic(), False
+        while True:
+            try:
+                return self._judged(job)
+            except StorageError as error:
+                if time.monotonic() - since > AWAY_S:
+                    raise
+                if not told:
+                    say(f"{error}; waiting for it up to {AWAY_S:.0f} s")
+                told = True
+                time.sleep(LOOK_S)
+
+    def _judged(self, job: Job | None) -> sub.Verdict:
         alive = not (job is not None and job.tells) and self._is_alive()
         status, failure = self._standing()
         return sub.judge(job, status, failure, alive=alive)
@@ -418,12 +457,14 @@ class _Submitter:
             return True
         return False
 
-    def _again(self, verdict: sub.Verdict) -> sub.Verdict | None:
-        """Submit the run again, if the restart policy allows it; else the end."""
+    def _again(self, verdict: sub.Verdict, relaunches: Relaunches) -> sub.Verdict | None:
+        """Submit the run again, if the restart policy allows it and nobody asks for its end; else the end."""
         from orchestrator.restart import Restart, decide
         from orchestrator.spec import RestartPolicy
 
-        beat: dict[str, Any] = self.run.newest_beat() or {}
+        beat: dict[str, Any] = {}
+        with suppress(StorageError):
+            beat = self.run.newest_beat() or {}
         step = beat["step"] if type(beat.get("step")) is int else 0
         step = max([step, *(each.highest_step for each in self._history)])
         policy = RestartPolicy(max_restarts=self.submission.retries)
@@ -432,9 +473,13 @@ class _Submitter:
         if not decision.restart:
             return sub.Verdict(sub.Next.END, sub.AGAIN, decision.reason)
         self._history.append(Restart(step, delay_s=decision.delay_s, cause=verdict.reason))
-        time.sleep(decision.delay_s)
+        stopped = sub.Verdict(
+            sub.Next.END, sub.STOPPED, "it was stopped while it waited to be submitted again"
+        )
+        if not relaunches.wait(decision.delay_s, verdict.reason):
+            return stopped
         since = time.monotonic()
-        while True:
+        while not relaunches.is_stopped():
             try:
                 server = self._server()
                 # Somebody else may have been quicker: their job is followed as ours.
@@ -442,7 +487,7 @@ class _Submitter:
                     self._id = theirs.id
                 else:
                     self._submit(server)
-            except InfrastructureError as error:
+            except (InfrastructureError, StorageError, RunAlive) as error:
                 if time.monotonic() - since > AWAY_S:
                     raise
                 say(f"{error}")
@@ -450,15 +495,7 @@ class _Submitter:
             else:
                 say(f"submitted again as {self._id}")
                 return None
-
-
-def check_not_submitted(server: JobServer, url: str) -> None:
-    """Raise RunAlive while a job for the run at this URL is on the cluster."""
-    if (job := server.living(url)) is not None:
-        raise RunAlive(
-            f"{url} was submitted to {server.address} as {job.id}, which is {job.status}: stop it first with "
-            f"`holdfast stop {shlex.quote(f'{server.address}#{job.id}')}`"
-        )
+        return stopped
 
 
 def end_submitted(
@@ -482,7 +519,11 @@ def end_submitted(
     ended = None
     while True:
         job, left_s = server.living(url), max(0.0, deadline - time.monotonic())
-        if not by_ray and ended != run.newest_attempt() and requests.is_at_work(run.newest_beat()):
+        if job is None and not stopped and awaited(run) is not None:  # by its submitter
+            return requests.stop(run, checkpoint=checkpoint, timeout_s=left_s), run
+        waits = job is not None and job.status == "PENDING"
+        at_work = requests.is_at_work(run.newest_beat()) and not (waits and _is_silent(run))
+        if not by_ray and ended != run.newest_attempt() and at_work:
             try:
                 stopped |= requests.stop(run, checkpoint=checkpoint, timeout_s=left_s)
                 ended = run.newest_attempt()
@@ -495,7 +536,7 @@ def end_submitted(
                 deadline = time.monotonic() + timeout_s
         elif job is None:
             return stopped, run
-        elif job.status == "PENDING":  # Ray ends it no sooner than it has a place for it
+        elif waits:  # Ray ends it no sooner than it has a place for it
             server.stop(job.id)
             say(f"{job.id} waits for a node; Ray ends it as soon as there is one, or gives it up in minutes")
             return True, run
@@ -503,11 +544,23 @@ def end_submitted(
             server.stop(job.id)
             stopped = by_ray = True
         elif not stopped:  # it begins, or waits before it begins again
-            run.request(requests.STOP, {"checkpoint": checkpoint})
+            run.request(STOP, {"checkpoint": checkpoint})
             stopped = True
         elif not left_s:
             raise InfrastructureError(f"the job {job.id} of {url} has not ended within {timeout_s:g} s")
         time.sleep(LOOK_S)
+
+
+def _is_silent(run: RunDirectory) -> bool:
+    """Whether the coordinator that last gave a sign of life gives none any more."""
+    from orchestrator.execution import check_not_alive
+
+    try:
+        if (beat := run.newest_beat()) is not None:
+            check_not_alive(beat, run, say)
+    except RunAlive:
+        return False
+    return True
 
 
 def list_cluster(address: str, *, insecure: bool = False) -> Sequence[tuple[str, RunDirectory]]:

@@ -14,12 +14,11 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import relaunch, succession
-from orchestrator.requests import STOP
+from orchestrator import succession
+from orchestrator.relaunch import Relaunches
 from orchestrator.restart import Restart, decide
 from orchestrator.spec import RestartPolicy
 from orchestrator.submission import AGAIN, LABELS, SUBMITTED, goes_on
@@ -31,9 +30,6 @@ from workers.output import keep_secret, redact_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-LOOK_S = 1.0
-"""Seconds between two looks for a request to stop, while a restart is waited for."""
 
 
 class Supervisor:
@@ -52,18 +48,16 @@ class Supervisor:
         """Run until there is nothing to start again; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        relaunches = Relaunches(self._run, self._policy.max_restarts)
         try:
-            return self._supervise()
+            return self._supervise(relaunches)
         finally:
-            if self._history:
-                with suppress(HoldfastError):
-                    relaunch.withdraw(self._run)
+            relaunches.end()
 
-    def _supervise(self) -> int:
-        asked = self._asked()
+    def _supervise(self, relaunches: Relaunches) -> int:
         while True:
             code = self._once()
-            cause = goes_on(code, stopped=bool(self._stopped))
+            cause = goes_on(code, stopped=bool(self._stopped), again=bool(self._history))
             if cause is None:
                 return code if code >= 0 else AGAIN
             failure, step = InfrastructureError(cause), self._step()
@@ -72,8 +66,7 @@ class Supervisor:
             if not decision.restart:
                 return AGAIN
             self._history.append(Restart(step, delay_s=decision.delay_s, cause=cause))
-            self._announce(decision.delay_s, cause)
-            if self._ends_while_waiting(decision.delay_s, asked):
+            if not relaunches.wait(decision.delay_s, cause, lambda: bool(self._stopped)):
                 say("supervisor: stopped while waiting")
                 return 130
 
@@ -81,33 +74,16 @@ class Supervisor:
         self._child = subprocess.Popen(self._command, cwd=succession.still_there(self._folder))
         if self._stopped:
             self._child.send_signal(self._stopped)
-        return self._child.wait()
+        try:
+            return self._child.wait()
+        finally:
+            self._child = None
 
     def _stop(self, number: int, frame: object) -> None:
         self._stopped = number
         if self._child is not None:
             with suppress(ProcessLookupError):
                 os.kill(self._child.pid, number)
-
-    def _announce(self, delay_s: float, cause: str) -> None:
-        waiting = {"until": round(time.time() + delay_s, 3), "number": len(self._history), "cause": cause}
-        with suppress(HoldfastError):
-            relaunch.announce(self._run, waiting, self._policy.max_restarts)
-
-    def _ends_while_waiting(self, delay_s: float, asked: str | None) -> bool:
-        until = time.monotonic() + delay_s
-        while not self._stopped and self._asked() in (None, asked):
-            if (left_s := until - time.monotonic()) <= 0:
-                return False
-            time.sleep(min(LOOK_S, left_s))
-        return True
-
-    def _asked(self) -> str | None:
-        """What names the last request to stop; None if there is none, or where the storage fails."""
-        with suppress(HoldfastError):
-            request = self._run.requested(STOP)
-            return None if request is None else str(request["nonce"])
-        return None
 
     def _step(self) -> int:
         """The highest step that the run directory knows of."""

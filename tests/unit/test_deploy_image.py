@@ -97,6 +97,8 @@ def test_it_runs_as_an_ordinary_user_with_an_init_and_ray_authenticated() -> Non
     assert {"RAY_AUTH_MODE=token", "HOME=/home/holdfast"} <= {*stage["ENV"].split()}
     (packages,) = [words for name, words in last_stage() if name == "RUN"]
     assert "tini=" in packages
+    path = stage["ENV"].partition("PATH=")[2].split()[0]
+    assert f"echo 'export PATH={path}' >/etc/profile.d/" in packages  # for login shells, which forget it
     assert "useradd --uid 1000" in packages
 
 
@@ -112,7 +114,7 @@ def test_shellcheck_finds_nothing_in_stop_runs() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no /proc")
-@pytest.mark.parametrize("how", ["run", "submitted"])
+@pytest.mark.parametrize("how", ["run", "resume", "submitted"])
 def test_stop_runs_waits_for_the_checkpoint_of_the_run_that_is_meant(
     tmp_path: Path, place: Place, how: str
 ) -> None:
@@ -125,10 +127,17 @@ def test_stop_runs_waits_for_the_checkpoint_of_the_run_that_is_meant(
     if how == "submitted":  # as Ray starts it, which finds `python` in PATH
         begin = ["python", "-m", "orchestrator.supervision", "--retries", "1", "--"]
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+
+    def words(run_dir: Path, settings: dict[str, object]) -> list[str]:
+        if how != "resume":
+            return place.command(run_dir=run_dir, workers=1, steps=20_000, settings=settings)
+        place.run(run_dir=run_dir, workers=1, steps=2, settings=settings).done()
+        return ["resume", str(run_dir), "--steps", "20000"]
+
     progress = [Progress(tmp_path / name) for name in ("stopped.progress", "other.progress")]
     runs = [
         subprocess.Popen(
-            [*begin, *place.command(run_dir=tmp_path / name, workers=1, steps=20_000, settings=settings)],
+            [*begin, *words(tmp_path / name, settings)],
             env=environment,
             cwd=place.root,
             stdout=subprocess.PIPE,
@@ -141,7 +150,7 @@ def test_stop_runs_waits_for_the_checkpoint_of_the_run_that_is_meant(
         )
     ]
     try:
-        wait_for(lambda: all(each.steps > 3 for each in progress), "both runs to train", 60)
+        wait_for(lambda: all(each.steps > 5 for each in progress), "both runs to train", 60)
         done = subprocess.run([DEPLOY / "stop-runs", tmp_path / "stopped"], timeout=60, check=False)
         assert done.returncode == 0
         assert runs[0].poll() == 75

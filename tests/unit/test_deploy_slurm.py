@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -120,7 +121,8 @@ def test_ray_is_started_once_on_the_first_host_and_then_on_the_others(job: Slurm
     assert {"--nodes=1", "--ntasks=1", "--exclude=node-a", "--num-cpus=3"} <= {*others}
     values = dict(word.split("=", 1) for word in head + others if "=" in word)
     assert values["--address"] == f"{values['--node-ip-address']}:{values['--port']}"
-    assert {"--block"} <= {*head} & {*others}
+    assert {"--block", "--no-kill"} <= {*head} & {*others}
+    assert "--kill-on-bad-exit=0" in others  # one that ends does not take the others along
 
 
 def test_a_job_on_one_host_has_no_others(job: SlurmJob) -> None:
@@ -141,28 +143,41 @@ def test_the_token_is_new_for_each_job_the_same_on_all_nodes_and_no_argument(job
     assert token not in (job.folder / "log").read_text() + job.output()
 
 
-@pytest.mark.parametrize("signals", [1, 2])
-def test_sigterm_stops_with_a_checkpoint_and_requeues(job: SlurmJob, tmp_path: Path, signals: int) -> None:
+@pytest.mark.parametrize(
+    ("signals", "comes_back"),
+    [
+        ([signal.SIGUSR1], True),
+        ([signal.SIGUSR1] * 2, True),
+        ([signal.SIGTERM], False),
+    ],
+)
+def test_a_notice_stops_with_a_checkpoint_and_requeues_unless_the_job_is_cancelled(
+    job: SlurmJob, tmp_path: Path, signals: list[signal.Signals], comes_back: bool
+) -> None:
     progress = Progress(tmp_path / "progress")
     settings = {"delay_s": 0.01, "every": 100_000, "progress": progress}
     job.start(job.place.command(steps=50_000, settings=settings)[1:])
     wait_for(lambda: progress.steps > 3, "training", 60)
     assert job.popen is not None
-    for _ in range(signals):
-        job.popen.send_signal(signal.SIGTERM)
+    for number in signals:
+        job.popen.send_signal(number)
+        time.sleep(0.1)  # of two at once the shell sees to that with the lower number first
     assert job.end() == EXIT_CODES["preempted"], job.output()
-    assert job.requeued
+    assert job.requeued is comes_back
     assert list((job.place.root / "run" / "checkpoints").glob("*/manifest.json")), job.output()
 
 
-def test_sigterm_before_there_is_a_run_requeues_too(job: SlurmJob) -> None:
+@pytest.mark.parametrize(("number", "comes_back"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_notice_before_there_is_a_run_requeues_too(
+    job: SlurmJob, number: signal.Signals, comes_back: bool
+) -> None:
     job.env["SLOW"] = "1"
     job.start(job.place.command()[1:])
     wait_for(lambda: job.calls("srun"), "Ray to be started", 30)
     assert job.popen is not None
-    job.popen.send_signal(signal.SIGTERM)
-    assert job.end() == EXIT_CODES["preempted"], job.output()
-    assert job.requeued
+    job.popen.send_signal(number)
+    assert job.end() == (EXIT_CODES["preempted"] if comes_back else 128 + signal.SIGTERM), job.output()
+    assert job.requeued is comes_back
     assert not (job.place.root / "run").exists()
 
 
@@ -185,7 +200,7 @@ def test_slurm_is_asked_for_requeueing_and_for_notice_in_time() -> None:
     asked = re.findall(r"^#SBATCH (\S+)$", text("slurm/holdfast.sbatch"), re.MULTILINE)
     assert {"--requeue", "--no-kill", "--open-mode=append", "--ntasks-per-node=1"} <= {*asked}
     (notice,) = [each for each in asked if each.startswith("--signal=")]
-    match = re.fullmatch(r"--signal=B:TERM@(\d+)", notice)  # B: this script, which passes it on
+    match = re.fullmatch(r"--signal=B:USR1@(\d+)", notice)  # B: this script, which passes it on
     assert match
     (line,) = re.findall(r"^(holdfast run .*) &$", text("slurm/holdfast.sbatch"), re.MULTILINE)
     command = line.replace('"$@"', "train.py --run-dir runs/a --workers 2")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator.cli import EXIT_CODES
+from orchestrator.submission import Submission
 from tests.deploying import CLOSE_S, DEPLOY, option_values, text
 from workers.deadlines import LEAST_S, STORE_S
 
@@ -55,11 +56,12 @@ def test_systemd_finds_nothing_to_complain_of(tmp_path: Path) -> None:
         pytest.skip("systemd-analyze is not installed: apt-get install systemd")
     programs = tmp_path / "bin"  # it looks whether what is to be started is there
     programs.mkdir()
-    for program in ("ray", "holdfast"):
+    for program in ("ray", "holdfast", "stop-runs"):
         (programs / program).write_text("#!/bin/sh\n")
         (programs / program).chmod(0o755)
     for name in UNITS:
-        (tmp_path / name).write_text(text(f"systemd/{name}").replace(PREFIX, str(programs)))
+        unit = text(f"systemd/{name}").replace(PREFIX, str(programs))
+        (tmp_path / name).write_text(unit.replace("/usr/local/bin/stop-runs", str(programs / "stop-runs")))
     paths = [str(tmp_path / name.replace("@.", "@train.")) for name in UNITS]
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *paths],
@@ -117,6 +119,29 @@ def test_a_run_and_a_worker_have_time_for_the_last_step_and_checkpoint() -> None
 def test_a_run_is_stopped_before_the_head_of_its_cluster() -> None:
     (after,) = [line for line in text(f"systemd/{RUN}").splitlines() if line.startswith("After=")]
     assert HEAD in after.split()
+
+
+def test_the_head_is_ready_when_it_answers_and_stops_what_was_submitted_to_it_first() -> None:
+    (ready,) = service(HEAD)["ExecStartPost"]
+    (start,) = service(HEAD)["ExecStart"]
+    (port,) = [word.partition("=")[2] for word in start.split() if word.startswith("--port=")]
+    assert f"ray health-check --address 127.0.0.1:{port}" in ready
+    (stop,) = service(HEAD)["ExecStop"]
+    assert stop.split() == ["-/usr/local/bin/stop-runs", "--retries"]
+    submission = Submission(address="http://h", run_dir="s3://b/r", command=("run", "job.py"), name="r")
+    assert " --retries " in submission.entrypoint("PACKAGE")
+    assert not [word for word in command().split() if "--retries" in word]
+    assert "install deploy/stop-runs /usr/local/bin" in text("README.md")
+    (stop_s,) = service(HEAD)["TimeoutStopSec"]
+    assert float(stop_s) > option_values(command())["grace_period"] + CLOSE_S
+
+
+@pytest.mark.parametrize("name", [HEAD, WORKER])
+def test_what_ray_starts_finds_holdfasts_python(name: str) -> None:
+    submission = Submission(address="http://h", run_dir="s3://b/r", command=("run", "job.py"), name="r")
+    assert submission.argv("PACKAGE")[0] == "python"
+    assert environment(name)["PATH"].split(":")[0] == PREFIX
+    assert "install -c constraints.txt '.[s3,submit]'" in text("README.md")  # with Ray's job server
 
 
 def test_the_head_serves_its_dashboard_to_its_own_machine() -> None:

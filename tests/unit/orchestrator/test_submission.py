@@ -8,13 +8,13 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from orchestrator import supervision
+from orchestrator import relaunch
 from orchestrator.life import own_life
-from orchestrator.relaunch import announce, awaited, withdraw
+from orchestrator.relaunch import Relaunches, announce, awaited, withdraw
 from orchestrator.requests import stop
 from orchestrator.submission import (
     NAME,
@@ -35,7 +35,7 @@ from orchestrator.submission import (
     submitted_from,
 )
 from orchestrator.supervision import Supervisor
-from storage.errors import ConfigurationError, InfrastructureError
+from storage.errors import ConfigurationError, InfrastructureError, StorageError
 from storage.run_directory import RunDirectory
 from storage.testing import MemoryStore
 
@@ -177,8 +177,8 @@ def test_run_directories_are_told_from_job_servers() -> None:
     assert not is_address("runs/http")
 
 
-def job(exit_code: int | None = None, status: str = "FAILED") -> Job:
-    return Job("j", "r", "n", status, exit_code)
+def job(exit_code: int | None = None, status: str = "FAILED", error: str = "") -> Job:
+    return Job("j", "r", "n", status, exit_code, "what Ray says", error)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +191,9 @@ def job(exit_code: int | None = None, status: str = "FAILED") -> Job:
         (job(75), "failed", "infrastructure", (Next.END, 75)),
         (job(75), None, None, (Next.AGAIN, 75)),  # it could not get as far as a coordinator
         (job(127), None, None, (Next.END, 1)),  # there is no python
+        (job(error="RUNTIME_ENV_SETUP_FAILURE"), None, None, (Next.END, 1)),  # no such package
+        (job(error="RUNTIME_ENV_SETUP_FAILURE"), "running", None, (Next.AGAIN, 75)),
+        (job(error="JOB_SUPERVISOR_ACTOR_DIED"), None, None, (Next.AGAIN, 75)),
         (job(None, "STOPPED"), "preempted", None, (Next.END, 130)),
         # Ray knows only that the job is gone: the run directory says more
         (job(), "done", None, (Next.END, 0)),
@@ -228,12 +231,13 @@ def test_only_failures_from_outside_are_relaunched() -> None:
     assert "signal 9" in (goes_on(-9, stopped=False) or "")
     assert goes_on(75, stopped=True) is None
     assert [code for code in (0, 1, 2, 3, 4, 130) if goes_on(code, stopped=False)] == []
+    assert [code for code in (0, 1, 2, 3, 4, 130) if goes_on(code, stopped=False, again=True)] == [2]
 
 
 @pytest.fixture
 def plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     """A supervisor whose `holdfast run` ends with these exit codes, one after another."""
-    monkeypatch.setattr(supervision, "LOOK_S", 0.01)
+    monkeypatch.setattr(relaunch, "LOOK_S", 0.01)
     monkeypatch.setattr("random.random", lambda: 0.0)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
@@ -256,10 +260,12 @@ def plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
 
 def test_the_supervisor_relaunches_until_the_run_is_done(plays: object) -> None:
     assert plays([75, -9, 0]) == (0, 3)  # type: ignore[operator]
+    assert plays([75, 2, 0]) == (0, 3)  # type: ignore[operator]  # the cluster did not answer for a while
 
 
 def test_the_supervisor_relaunches_no_error_of_the_user(plays: object) -> None:
     assert plays([75, 1, 0]) == (1, 2)  # type: ignore[operator]
+    assert plays([2, 0]) == (2, 1)  # type: ignore[operator]
 
 
 def test_the_supervisor_gives_up_in_time(plays: object) -> None:
@@ -267,17 +273,51 @@ def test_the_supervisor_gives_up_in_time(plays: object) -> None:
     assert plays([-9] * 9) == (75, 4)  # type: ignore[operator]  # a crash loop: no step was made
 
 
-def test_a_request_to_stop_ends_the_supervisor_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervision, "LOOK_S", 0.01)
+def test_a_request_to_stop_ends_the_wait_for_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaunch, "LOOK_S", 0.01)
     run = RunDirectory(MemoryStore())
-    supervisor = Supervisor((), run, 10)
-    assert not supervisor._ends_while_waiting(0.05, "the storage does not tell of it any more")
-    asked = supervisor._asked()
+    run.request("stop", {"checkpoint": True})  # of an earlier time
+    relaunches = Relaunches(run, 10)
+    assert relaunches.wait(0.05, "killed")
+    assert awaited(run)
     run.request("stop", {"checkpoint": True})
     began = time.monotonic()
-    assert supervisor._ends_while_waiting(60.0, asked)
+    assert not relaunches.wait(60.0, "killed")
     assert time.monotonic() - began < 10
-    assert not supervisor._ends_while_waiting(0.0, supervisor._asked())
+    assert Relaunches(run, 10).wait(0.0, "killed")
+    assert not relaunches.wait(60.0, "killed", lambda: True)
+    relaunches.end()
+    assert awaited(run) is None
+
+
+def test_an_old_request_is_not_taken_for_a_new_one_where_the_storage_failed_at_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunDirectory(MemoryStore())
+    run.request("stop", {"checkpoint": True})
+    answers, requested = [StorageError("it does not answer")], run.requested
+
+    def failing(name: str) -> dict[str, Any] | None:
+        if answers:
+            raise answers.pop()
+        return requested(name)
+
+    monkeypatch.setattr(run, "requested", failing)
+    relaunches = Relaunches(run, 10)
+    assert relaunches.wait(0.0, "killed")
+    run.request("stop", {"checkpoint": True})
+    assert not relaunches.wait(60.0, "killed")
+
+
+def test_what_others_have_announced_since_stands() -> None:
+    run = RunDirectory(MemoryStore())
+    ours, theirs = Relaunches(run, 10), Relaunches(run, 10)
+    assert ours.wait(0.0, "killed")
+    assert theirs.wait(0.0, "lost")
+    ours.end()
+    assert awaited(run)
+    theirs.end()
+    assert awaited(run) is None
 
 
 def test_a_run_that_was_killed_on_another_machine_is_stopped_while_it_waits_for_its_restart() -> None:
