@@ -120,6 +120,8 @@ def stop(run: RunDirectory, *, checkpoint: bool, timeout_s: float) -> bool:
             _stop(run, beat, checkpoint=checkpoint, timeout_s=timeout_s, until=deadline)
             asked = run.newest_attempt()
         else:
+            if asked is None and beat is not None and not beat["closed"]:
+                run.request(STOP, {"checkpoint": checkpoint})  # its submitter may wait for the cluster
             return asked is not None
         time.sleep(LOOK_S)
 

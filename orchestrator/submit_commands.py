@@ -372,7 +372,7 @@ class _Submitter:
 
     def _until_over(self, relaunches: Relaunches) -> sub.Verdict:
         while True:
-            job = self._until_ended()
+            job = self._until_ended(relaunches)
             verdict = self._judge(job)
             if verdict.next is sub.Next.WATCH:
                 url = shlex.quote(self.submission.run_dir)
@@ -385,8 +385,8 @@ class _Submitter:
             if (end := self._again(verdict, relaunches)) is not None:
                 return end
 
-    def _until_ended(self) -> Job | None:
-        """Wait until Ray has the job down as ended, or knows nothing of it."""
+    def _until_ended(self, relaunches: Relaunches) -> Job | None:
+        """Wait until Ray has the job down as ended, or knows nothing of it; or for a stop without Ray."""
         server, since, told = None, time.monotonic(), False
         follower = None
         try:
@@ -400,7 +400,7 @@ class _Submitter:
                     if not told:
                         say(f"{error}; waiting for it up to {AWAY_S:.0f} s")
                     told = True
-                    if self._is_over():  # the run directory knows
+                    if self._is_over() or relaunches.is_stopped():  # the run directory knows
                         return None
                     if time.monotonic() - since > AWAY_S:
                         raise

@@ -179,6 +179,29 @@ def test_a_cluster_that_is_killed_and_started_again_goes_on(user: Submitting, di
     assert (result["attempt"], result["state_digest"]) == (2, digest)
 
 
+def test_a_stop_while_the_cluster_is_away_ends_the_submitter(user: Submitting, digest: str) -> None:
+    url = user.new_url()
+    started = user.begin(url)
+    user.cluster.kill()
+    try:
+        wait_for(lambda: "waiting for it up to" in started.err.read_text(), "the loss to be seen", 60, 0.2)
+        assert "nothing to stop" in user.cli("stop", url).expect(0).stderr
+        stopped = started.wait(LIMIT_S).expect(130)
+    finally:
+        user.cluster.start()
+    assert "submitted again" not in stopped.stderr
+    result = user.place.start(user.words(url)).wait(LIMIT_S).done()
+    assert (result["attempt"], result["state_digest"]) == (2, digest)
+
+
+def test_packages_that_cannot_be_installed_are_the_users_affair(user: Submitting) -> None:
+    requirements = user.place.file("requirements.txt", "--no-index\nno-such-package-of-anybody\n")
+    words = user.words(user.new_url(), 1, "--pip", str(requirements))
+    outcome = user.place.start(words).wait(LIMIT_S).expect(1)
+    assert "runtime_env" in outcome.stderr, str(outcome)
+    assert "submitted again" not in outcome.stderr, str(outcome)
+
+
 def test_a_second_submit_is_refused_and_a_stopped_run_goes_on_with_more_workers(
     user: Submitting, digest: str
 ) -> None:
