@@ -41,6 +41,7 @@ def test_json_output_holds_one_object_with_the_documented_keys(finished: Outcome
         "loss": (float,),
         "metrics": (dict,),
         "state_digest": (str,),
+        "digest_step": (int,),
         "restarts": (int,),
         "worker_deaths": (int,),
         "steps_lost": (int,),

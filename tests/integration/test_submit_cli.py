@@ -116,10 +116,11 @@ def test_a_submitted_run_is_resumed_where_it_was_submitted_from(place: Place) ->
     ]
     place.start(run, {"HOLDFAST_SUBMITTED": json.dumps(submitted)}).wait().expect(0)
     outcome = place.cli("resume", "runs/one", "--workers", "3").expect(75)
-    assert f"holdfast {shlex.join(words(place))} --run-dir" in outcome.stderr
+    again = [*words(place)[:-1], "3"]  # with 3 workers where 2 were
+    assert f"holdfast {shlex.join(again)}\n" in outcome.stderr
     assert f"{HERE} does not answer" in outcome.stderr
     outcome = place.cli("clone", "runs/one", "runs/two", "--steps", "9").expect(75)
-    assert outcome.stderr.splitlines()[1].endswith("--name two --steps 9")
+    assert outcome.stderr.splitlines()[1].endswith("--steps 9 --name two")
     gone = {"HOLDFAST_SUBMITTED": json.dumps(submitted | {"folder": "/not/here"})}
     place.start([*run[:-1], "9"], gone).wait().expect(0)
     line = place.cli("resume", "runs/one").one_clear_line(2, "submitted from /not/here", "holdfast submit")

@@ -135,7 +135,8 @@ time.sleep(60)
 def test_a_coordinator_learns_what_its_supervisor_says_and_ends_with_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HOLDFAST_REQUIRE_SERVERS", raising=False)  # as continuous integration sets it
+    for name in ("HOLDFAST_REQUIRE_SERVERS", "HOLDFAST_SHM_DIR"):  # as the tests set them
+        monkeypatch.delenv(name, raising=False)
     supervised = Supervised(folder, INHERITED + "said.write('set\\n')\ntime.sleep(60)\n")
     lines = supervised.lines(3)
     assert lines[1] == ["True", "0", "True", "True", "True", "[]"]
