@@ -189,7 +189,7 @@ def test_a_stop_while_the_cluster_is_away_ends_the_submitter(user: Submitting, d
         stopped = started.wait(LIMIT_S).expect(130)
     finally:
         user.cluster.start()
-    assert "submitted again" not in stopped.stderr
+    assert "submitted again as" not in stopped.stderr
     result = user.place.start(user.words(url)).wait(LIMIT_S).done()
     assert (result["attempt"], result["state_digest"]) == (2, digest)
 
