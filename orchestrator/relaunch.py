@@ -57,7 +57,7 @@ class Relaunches:
         asked = self._asked()
         if self._known is None:
             self._known = asked  # what was asked for before cannot be told from what is asked for now
-        return asked not in (None, self._known)
+        return bool(asked) and asked != self._known
 
     def end(self) -> None:
         """Nothing is waited for any more; what others have announced since stands."""

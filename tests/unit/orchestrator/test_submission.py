@@ -280,6 +280,8 @@ def test_a_request_to_stop_ends_the_wait_for_a_restart(monkeypatch: pytest.Monke
     relaunches = Relaunches(run, 10)
     assert relaunches.wait(0.05, "killed")
     assert awaited(run)
+    run.store.delete(["requests/stop.json"])
+    assert not relaunches.is_stopped()
     run.request("stop", {"checkpoint": True})
     began = time.monotonic()
     assert not relaunches.wait(60.0, "killed")
