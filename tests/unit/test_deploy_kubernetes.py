@@ -244,6 +244,7 @@ def test_a_preempted_job_is_started_again_and_a_failed_one_is_not() -> None:
         EXIT_CODES["preempted"]: "Ignore",
         EXIT_CODES["failed"]: "FailJob",
         ConfigurationError.exit_code: "FailJob",
+        EXIT_CODES["interrupted"]: "FailJob",  # `holdfast stop`
     }
     assert {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]} in JOB["spec"][
         "podFailurePolicy"
