@@ -381,13 +381,14 @@ def gc(
 
     holdfast ckpt gc runs/digits --dry-run
     """
+    from orchestrator.execution import check_at_rest
     from orchestrator.status import open_run
 
     if not 0 <= grace < math.inf:
         raise ConfigurationError(f"--grace {grace:g}: give seconds, 0 or more")
     run = open_run(run_dir, insecure=insecure)
     if not dry_run:
-        _refuse_living(run)
+        check_at_rest(run, say)
     found = run.collect(grace, invalid=invalid, dry_run=dry_run)
     nbytes = sum(garbage.nbytes for garbage in found)
     if as_json:
@@ -399,15 +400,6 @@ def gc(
         put(f"{verb} {garbage.directory} ({garbage.reason})")
     put(f"{verb} {len(found)} directories, {decimal(nbytes)}")
     return 0
-
-
-def _refuse_living(run: RunDirectory) -> None:
-    """Raise RunAlive while a coordinator works there."""
-    from orchestrator.execution import check_not_alive
-
-    beat = run.newest_beat()
-    if beat is not None:
-        check_not_alive(beat, run, say)
 
 
 @ckpt.command("pin")
@@ -475,11 +467,12 @@ def cp(
 
     holdfast ckpt cp runs/digits s3://bucket/runs/digits
     """
+    from orchestrator.execution import check_at_rest
     from storage.run_directory import RunDirectory
     from storage.store import open_store
     from storage.transfer import copy
 
-    _refuse_living(RunDirectory(open_store(destination)))
+    check_at_rest(RunDirectory(open_store(destination)), say)
     with _Progress("copying") as told:
         copied = copy(source, destination, told)
     if as_json:

@@ -28,7 +28,7 @@ from orchestrator.requests import Requests
 from orchestrator.restart import COORDINATOR, JOB, Decision, Restart, decide, tokens_left
 from orchestrator.result import Result
 from orchestrator.spec import Job, check_microbatches, check_place, check_range, check_workers
-from orchestrator.status import add_history
+from orchestrator.status import add_history, at_checkpoint
 from storage.errors import (
     ConfigurationError,
     CrashLoop,
@@ -483,6 +483,12 @@ def _absence(beat: dict[str, Any] | None) -> str:
     return f"its last sign of life was {max(0.0, time.monotonic() - t):.0f} s before"
 
 
+def check_at_rest(run: RunDirectory, tell: Callable[[str], object]) -> None:
+    """`check_not_alive`, of the coordinator that has given the run's newest sign of life, if one has."""
+    if (beat := run.newest_beat()) is not None:
+        check_not_alive(beat, run, tell)
+
+
 def check_not_alive(beat: dict[str, Any], run: RunDirectory, tell: Callable[[str], object]) -> None:
     """Raise RunAlive if the coordinator that gave this sign of life still works.
 
@@ -537,18 +543,7 @@ def _runtime(request: Request, workers: int, observer: Observer, signals: _Signa
 
 
 def _finished_before(run: RunDirectory, latest: Entry, records: Records) -> Result:
-    assert latest.manifest is not None
-    metrics = dict(latest.manifest.metrics)
-    result = Result(
-        run_dir=run.store.url,
-        status=Status.DONE.value,
-        step=latest.step,
-        attempt=latest.attempt,
-        loss=metrics.pop("loss", None),
-        metrics=metrics,
-        state_digest=latest.manifest.state_digest,
-        digest_step=latest.step,
-    )
+    result = at_checkpoint(run.store.url, latest, Status.DONE.value)
     return add_history(result, records.ledger, records.meter.pace)
 
 

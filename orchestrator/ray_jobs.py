@@ -66,18 +66,18 @@ class JobServer:
         """A job; None if the server knows of none. Raises InfrastructureError if it does not answer."""
         return next((job for job in self.jobs() if job.id == id_), None)
 
-    def living(self, run_dir: str) -> Job | None:
-        """The job of a run that Ray does not have down as ended; None if there is none."""
-        return next((job for job in self.jobs() if job.run_dir == run_dir and not job.ended), None)
+    def living(self, run_dir: str, jobs: Iterable[Job] | None = None) -> Job | None:
+        """The job of a run, among `jobs` or all, that Ray does not have down as ended; None for none."""
+        jobs = self.jobs() if jobs is None else jobs
+        return next((job for job in jobs if job.run_dir == run_dir and not job.ended), None)
 
     def check_free(self, run_dir: str, jobs: Iterable[Job] | None = None) -> None:
         """Raise RunAlive while a job of a run is on the cluster, or among `jobs` of it."""
-        for job in self.jobs() if jobs is None else jobs:
-            if job.run_dir == run_dir and not job.ended:
-                raise RunAlive(
-                    f"{run_dir} was submitted to {self.address} as {job.id}, which is {job.status}: stop it "
-                    f"first with `holdfast stop {shlex.quote(f'{self.address}#{job.id}')}`"
-                )
+        if (job := self.living(run_dir, jobs)) is not None:
+            raise RunAlive(
+                f"{run_dir} was submitted to {self.address} as {job.id}, which is {job.status}: stop it "
+                f"first with `holdfast stop {shlex.quote(f'{self.address}#{job.id}')}`"
+            )
 
     def stop(self, id_: str) -> None:
         """Have Ray stop a job: SIGTERM, and seconds later SIGKILL. Its end is not waited for."""

@@ -6,12 +6,13 @@ knows only of a job that runs.
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.life import lives, own_life
-from storage.errors import HoldfastError
+from storage.errors import HoldfastError, RunAlive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -97,3 +98,11 @@ def awaited(run: RunDirectory) -> dict[str, Any] | None:
     except (KeyError, TypeError, ValueError):
         return None
     return None if is_dead or said.get("after") != run.newest_attempt() else said
+
+
+def check_not_awaited(run: RunDirectory, shown: str) -> None:
+    """Raise RunAlive, which calls the run as it is `shown`, if somebody is about to start it again."""
+    if awaited(run) is not None:
+        raise RunAlive(
+            f"{shown} is about to be started again: stop it first with `holdfast stop {shlex.quote(shown)}`"
+        )

@@ -14,7 +14,7 @@ import typer
 
 from orchestrator.arguments import Insecure, Parameters, parameters_of
 from orchestrator.ckpt import AsJson, RunDir  # noqa: TC001 typer reads them
-from orchestrator.terminal import harmless, put, say
+from orchestrator.terminal import put, say
 from storage.errors import ConfigurationError, CorruptCheckpoint, HoldfastError, RunAlive
 from storage.strict_json import printable
 from workers.redaction import HIDDEN
@@ -77,8 +77,8 @@ def list_runs(
         return 0
     if not found:
         say(f"there are no runs in {parent}")
-    for line in _table([(printable(name), result, printable(error)) for name, result, error in found]):
-        put(harmless(line))
+    for line in _table(found):
+        put(line)
     return 0
 
 
@@ -124,11 +124,11 @@ def _table(found: Sequence[tuple[str, Result | None, str]]) -> list[str]:
     rows = [("RUN", "STATUS", "STEP", "LOSS", "RESTARTS", "DEATHS")]
     for name, result, error in found:
         if result is None:
-            rows.append((name, "unreadable", error, "", "", ""))
+            rows.append((printable(name), "unreadable", printable(error), "", "", ""))
             continue
         loss = "" if result.loss is None else f"{result.loss:.4g}"
         counts = (str(result.restarts), str(result.worker_deaths))
-        rows.append((name, result.status, str(result.step), loss, *counts))
+        rows.append((printable(name), printable(result.status), str(result.step), loss, *counts))
     widths = [max(len(row[i]) for row in rows if row[1] != "unreadable") for i in range(6)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -254,19 +254,16 @@ def clone(
 
 def _check_free(run: RunDirectory, run_dir: str, server: JobServer | None) -> None:
     """Raise RunAlive while the run is at work; of one on another machine a sign of life is waited for."""
-    from orchestrator.execution import check_not_alive
-    from orchestrator.relaunch import awaited
+    from orchestrator.execution import check_at_rest
+    from orchestrator.relaunch import check_not_awaited
 
-    how = f"stop it first with `holdfast stop {shlex.quote(run_dir)}`"
     if server is not None:
         server.check_free(run.store.url)
-    if awaited(run) is not None:
-        raise RunAlive(f"{run_dir} is about to be started again: {how}")
-    if (beat := run.newest_beat()) is None:
-        return
+    check_not_awaited(run, run_dir)
     try:
-        check_not_alive(beat, run, say)
+        check_at_rest(run, say)
     except RunAlive:
+        how = f"stop it first with `holdfast stop {shlex.quote(run_dir)}`"
         raise RunAlive(f"{run_dir} is being trained: {how}") from None
 
 

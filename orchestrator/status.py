@@ -108,17 +108,23 @@ def _never_started(url: str, latest: Entry | None) -> Result:
     if latest is None or latest.manifest is None:
         error = "it was never started"
         return Result(run_dir=url, status="failed", error=error, next="start it with `holdfast run`")
-    metrics = dict(latest.manifest.metrics)
+    next_ = "it is a copy, and was not trained here: go on with `holdfast run`"
+    return replace(at_checkpoint(url, latest, "interrupted"), next=next_)
+
+
+def at_checkpoint(url: str, entry: Entry, status: str) -> Result:
+    """A run of which nothing is known but a complete checkpoint: it stands there."""
+    assert entry.manifest is not None
+    metrics = dict(entry.manifest.metrics)
     return Result(
         run_dir=url,
-        status="interrupted",
-        step=latest.step,
-        attempt=latest.attempt,
+        status=status,
+        step=entry.step,
+        attempt=entry.attempt,
         loss=metrics.pop("loss", None),
         metrics=metrics,
-        state_digest=latest.manifest.state_digest,
-        digest_step=latest.step,
-        next="it is a copy, and was not trained here: go on with `holdfast run`",
+        state_digest=entry.manifest.state_digest,
+        digest_step=entry.step,
     )
 
 

@@ -28,7 +28,7 @@ from orchestrator.arguments import (
 from orchestrator.ckpt import AsJson  # noqa: TC001 typer reads it
 from orchestrator.configured import Config, Configured
 from orchestrator.discretion import variables_of
-from orchestrator.relaunch import STOP, Relaunches, awaited
+from orchestrator.relaunch import STOP, Relaunches, awaited, check_not_awaited
 from orchestrator.spec import check_place
 from orchestrator.terminal import put, say
 from storage.errors import (
@@ -42,7 +42,7 @@ from storage.errors import (
 from workers.output import keep_secret
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from orchestrator.ray_jobs import JobServer
     from orchestrator.restart import Restart
@@ -336,14 +336,12 @@ class _Submitter:
 
     def submit(self) -> str:
         """Submit the run. Raises RunAlive while it is at work, or a job for it is on the cluster."""
+        from orchestrator.execution import check_at_rest
+
         server = self._server()
         server.check_free(self.submission.run_dir)
-        if awaited(self.run) is not None:  # by a supervisor, of another cluster perhaps
-            raise RunAlive(
-                f"{self.run.store.url} is about to be started again: stop it first with "
-                f"`holdfast stop {shlex.quote(self.run.store.url)}`"
-            )
-        self._check_not_alive()
+        check_not_awaited(self.run, self.run.store.url)  # by a supervisor, of another cluster perhaps
+        check_at_rest(self.run, say)
         return self._submit(server)
 
     def _submit(self, server: JobServer) -> str:
@@ -355,12 +353,6 @@ class _Submitter:
         from orchestrator.ray_jobs import JobServer
 
         return JobServer(self.submission.address, insecure=self._insecure)
-
-    def _check_not_alive(self, *, quiet: bool = False) -> None:
-        from orchestrator.execution import check_not_alive
-
-        if (beat := self.run.newest_beat()) is not None:
-            check_not_alive(beat, self.run, (lambda _: None) if quiet else say)
 
     def follow(self) -> sub.Verdict:
         """Pass on what the run prints until it has ended for good; returns how."""
@@ -444,18 +436,12 @@ class _Submitter:
                 time.sleep(LOOK_S)
 
     def _judged(self, job: Job | None) -> sub.Verdict:
-        alive = not (job is not None and job.tells) and self._is_alive()
+        is_told = job is not None and job.tells
+        alive = (
+            not is_told and self.run.newest_attempt() > self._before and _is_alive(self.run, lambda _: None)
+        )
         status, failure = self._standing()
         return sub.judge(job, status, failure, alive=alive)
-
-    def _is_alive(self) -> bool:
-        if self.run.newest_attempt() <= self._before:
-            return False
-        try:
-            self._check_not_alive(quiet=True)
-        except RunAlive:
-            return True
-        return False
 
     def _again(self, verdict: sub.Verdict, relaunches: Relaunches) -> sub.Verdict | None:
         """Submit the run again, if the restart policy allows it and nobody asks for its end; else the end."""
@@ -522,7 +508,7 @@ def end_submitted(
         if job is None and not stopped and awaited(run) is not None:  # by its submitter
             return requests.stop(run, checkpoint=checkpoint, timeout_s=left_s), run
         waits = job is not None and job.status == "PENDING"
-        at_work = requests.is_at_work(run.newest_beat()) and not (waits and _is_silent(run))
+        at_work = requests.is_at_work(run.newest_beat()) and (not waits or _is_alive(run, say))
         if not by_ray and ended != run.newest_attempt() and at_work:
             try:
                 stopped |= requests.stop(run, checkpoint=checkpoint, timeout_s=left_s)
@@ -551,16 +537,15 @@ def end_submitted(
         time.sleep(LOOK_S)
 
 
-def _is_silent(run: RunDirectory) -> bool:
-    """Whether the coordinator that last gave a sign of life gives none any more."""
-    from orchestrator.execution import check_not_alive
+def _is_alive(run: RunDirectory, tell: Callable[[str], object]) -> bool:
+    """Whether the coordinator that last gave a sign of life still works; `tell` as of `check_at_rest`."""
+    from orchestrator.execution import check_at_rest
 
     try:
-        if (beat := run.newest_beat()) is not None:
-            check_not_alive(beat, run, say)
+        check_at_rest(run, tell)
     except RunAlive:
-        return False
-    return True
+        return True
+    return False
 
 
 def list_cluster(address: str, *, insecure: bool = False) -> Sequence[tuple[str, RunDirectory]]:
