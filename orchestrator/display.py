@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from orchestrator.coordinator import Observer
 from orchestrator.events import OUTPUT
+from orchestrator.terminal import duration
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -73,7 +74,7 @@ class Scene:
         found = self.snapshot
         if found is None or not found.steps_per_s:
             return "-:--"
-        return _duration((found.steps - found.step) / found.steps_per_s)
+        return duration((found.steps - found.step) / found.steps_per_s)
 
 
 class LineDisplay:
@@ -174,7 +175,7 @@ def describe(snapshot: Snapshot) -> str:
     """Where training is, in one line."""
     left = ""
     if snapshot.steps_per_s:
-        left = f", {_duration((snapshot.steps - snapshot.step) / snapshot.steps_per_s)} left"
+        left = f", {duration((snapshot.steps - snapshot.step) / snapshot.steps_per_s)} left"
     return f"step {snapshot.step} of {snapshot.steps}: {', '.join(facts_of(snapshot))}{left}"
 
 
@@ -195,9 +196,3 @@ def _is_notebook() -> bool:
 
     shell = get_ipython()
     return shell is not None and hasattr(shell, "kernel")
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

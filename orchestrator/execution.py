@@ -20,7 +20,7 @@ from orchestrator.events import Note, Status
 from orchestrator.failures import classify, in_short
 from orchestrator.history import pace_of, read_ledger
 from orchestrator.identity import check_arrays, check_is_training, check_settings
-from orchestrator.life import boot_id, check_beat, lives, own_life
+from orchestrator.life import SIGN_OF_LIFE_S, boot_id, check_beat, lives, own_life
 from orchestrator.process_runtime import ProcessRuntime
 from orchestrator.records import Records
 from orchestrator.relaunch import STOP
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     from storage.layout import StateArray
 
 RUNTIMES = ("process", "ray")
-SIGN_OF_LIFE_S = 15.0
-"""Seconds after which a coordinator elsewhere that gave no sign of life is taken to be gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

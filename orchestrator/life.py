@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+SIGN_OF_LIFE_S = 15.0
+"""Seconds after which a coordinator elsewhere that gave no sign of life is taken to be gone."""
+
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "host": str,
     "boot_id": str,
@@ -71,6 +74,15 @@ def own_life() -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "t": round(time.monotonic(), 4),
     }
+
+
+def silence(beat: Mapping[str, Any]) -> float | None:
+    """Seconds since a sign of life, by the clocks of both machines; None if it does not say when it was."""
+    try:
+        then = datetime.fromisoformat(beat["time"])
+        return max(0.0, (datetime.now(UTC) - then).total_seconds())
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def is_succeeded(beat: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.events import Scaled, Signalled, Status
-from orchestrator.life import lives, supervisor_of
+from orchestrator.life import SIGN_OF_LIFE_S, lives, supervisor_of
 from orchestrator.relaunch import STOP, awaited
 from orchestrator.spec import check_range, check_workers
 from storage.errors import ConfigurationError, InfrastructureError
@@ -103,7 +103,8 @@ def stop(run: RunDirectory, *, checkpoint: bool, timeout_s: float) -> bool:
     """Have a run stop, and wait for its end; False if it is not at work, nor about to be started again.
 
     Without a checkpoint a coordinator of this machine that does not answer in time is killed, and with it all
-    that it has started. Raises InfrastructureError if the run has not ended then.
+    that it has started. Raises InfrastructureError if the run has not ended then, or a coordinator of another
+    machine seems to be gone.
     """
     deadline = time.monotonic() + timeout_s
     asked = None  # the newest attempt when the run was asked
@@ -148,12 +149,26 @@ def _goes_on(run: RunDirectory, timeout_s: float) -> InfrastructureError:
 
 
 def _has_ended(run: RunDirectory, timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
+    since = time.monotonic()
+    deadline, heard = since + timeout_s, None
     while time.monotonic() < deadline:
-        if not is_at_work(run.newest_beat()):
+        beat = run.newest_beat()
+        if beat is None or not is_at_work(beat):
             return True
+        if (sign := (beat.get("attempt"), beat.get("counter"))) != heard:
+            since, heard = time.monotonic(), sign
+        elif lives(beat) is None and time.monotonic() - since > SIGN_OF_LIFE_S:
+            raise _is_silent(beat, run.store.url)
         time.sleep(LOOK_S)
     return False
+
+
+def _is_silent(beat: Mapping[str, Any], url: str) -> InfrastructureError:
+    return InfrastructureError(
+        f"process {beat['pid']} on {beat['host']}, which trains {url}, has given no sign of life for "
+        f"{SIGN_OF_LIFE_S:.0f} s: if it is gone, nothing is left to stop; else it reads the request when it "
+        "is well again"
+    )
 
 
 def _kill(beat: Mapping[str, Any]) -> None:

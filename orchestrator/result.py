@@ -53,6 +53,9 @@ class Result:
     failure: str | None = None
     """The class of the error that ended it: infrastructure, user error, data error, ..."""
 
+    silent_s: float | None = None
+    """Seconds since its last sign of life, where it runs on another machine and has been silent for long."""
+
     next: str | None = None
     """What happens next, or what to do, in words."""
 

@@ -14,7 +14,7 @@ import typer
 
 from orchestrator.arguments import Insecure, Parameters, parameters_of
 from orchestrator.ckpt import AsJson, RunDir  # noqa: TC001 typer reads them
-from orchestrator.terminal import put, say
+from orchestrator.terminal import duration, put, say
 from storage.errors import ConfigurationError, CorruptCheckpoint, HoldfastError, RunAlive
 from storage.strict_json import printable
 from workers.redaction import HIDDEN
@@ -128,7 +128,8 @@ def _table(found: Sequence[tuple[str, Result | None, str]]) -> list[str]:
             continue
         loss = "" if result.loss is None else f"{result.loss:.4g}"
         counts = (str(result.restarts), str(result.worker_deaths))
-        rows.append((printable(name), printable(result.status), str(result.step), loss, *counts))
+        silent = f", silent for {duration(result.silent_s)}" if result.silent_s else ""
+        rows.append((printable(name), printable(result.status) + silent, str(result.step), loss, *counts))
     widths = [max(len(row[i]) for row in rows if row[1] != "unreadable") for i in range(6)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.failures import Kind, remedy
 from orchestrator.history import pace_of, read_ledger
 from orchestrator.identity import check_is_training
-from orchestrator.life import check_beat, is_succeeded, lives
+from orchestrator.life import check_beat, is_succeeded, lives, silence
 from orchestrator.relaunch import awaited
 from orchestrator.result import Result
 from orchestrator.submission import is_address
+from orchestrator.terminal import duration
 from storage.errors import ConfigurationError
 from storage.run_directory import RunDirectory
 from storage.store import open_store
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from storage.catalog import Entry
 
 KILLED = "it was killed, with its coordinator"
+SILENT_S = 60.0
+"""Seconds without a sign of life that are worth a word; the clocks of two machines may differ by less."""
+
 SHOWN = 10
 """Disturbances that a person is shown."""
 
@@ -58,7 +62,7 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
 
     A run whose coordinator is known to have died without a word, and that has nobody who starts another one,
     has failed. One that a supervisor is about to start again is running; one on another host is taken to be
-    running until its coordinator says otherwise.
+    running until its coordinator says otherwise, and `silent_s` tells for how long it has said nothing.
     """
     beat = run.newest_beat()
     latest = run.latest()
@@ -98,8 +102,13 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     )
     told = add_history(result, ledger, pace_of(beat))
     if status == "running":
-        waits = restart and _waits(restart["waiting"], restart.get("most"))
-        told = replace(told, next=waits or _what_runs(beat, succeeded=succeeded))
+        if restart is not None:
+            return replace(told, next=_waits(restart["waiting"], restart.get("most"))), beat
+        silent_s = silence(beat) if alive is None else None
+        if silent_s is not None and silent_s > SILENT_S:
+            silent_s = silent_s // SILENT_S * SILENT_S  # who watches is not told each second
+            return replace(told, silent_s=silent_s, next=_is_silent(beat, silent_s)), beat
+        told = replace(told, next=_what_runs(beat, succeeded=succeeded))
     return told, beat
 
 
@@ -172,6 +181,13 @@ def _what_runs(beat: Mapping[str, Any], *, succeeded: bool) -> str:
         case "preparing" | "starting":
             return "bringing its nodes to the same step"
     return f"running {where}"
+
+
+def _is_silent(beat: Mapping[str, Any], silent_s: float) -> str:
+    return (
+        f"process {beat['pid']} on {beat['host']} has given no sign of life for {duration(silent_s)}: if "
+        "it is gone, run or submit the same again to go on, or `holdfast resume` it"
+    )
 
 
 def _waits(waiting: Mapping[str, Any], most: object) -> str:

@@ -24,6 +24,13 @@ def harmless(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\t\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def duration(seconds: float) -> str:
+    """1:05 or 2:01:05."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 def _print(text: str, stream: TextIO | None) -> None:
     if stream is None:  # closed by who started us
         return

@@ -42,6 +42,7 @@ KEYS = {
     "steps_lost",
     "steps_per_s",
     "failure",
+    "silent_s",
     "next",
     "restarts_left",
     "goodput",

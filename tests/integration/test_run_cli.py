@@ -47,6 +47,7 @@ def test_json_output_holds_one_object_with_the_documented_keys(finished: Outcome
         "steps_lost": (int,),
         "steps_per_s": (float, int),
         "failure": (type(None),),
+        "silent_s": (type(None),),
         "next": (type(None),),
         "restarts_left": (int,),
         "goodput": (float, int, type(None)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -74,6 +75,26 @@ def test_a_run_is_stopped_with_a_checkpoint_and_resumed_to_the_same_digest(place
     assert resumed["state_digest"] == whole["state_digest"]
     assert place.cli("stop", "run", "--json").expect(0).json["status"] == "done"
     place.assert_nothing_left()
+
+
+def test_a_run_whose_cluster_is_gone_is_told_as_silent_and_goes_on_here(place: Place) -> None:
+    whole = place.run("tiny.py", "whole").done()
+    begun(place).kill_everything()
+    run = RunDirectory(open_store(str(place.root / "run")))
+    attempt, last = run.claim_attempt(), run.newest_beat()
+    then = datetime.now(UTC) - timedelta(hours=2, minutes=3)
+    run.beat(attempt, {**last, "host": "gone", "boot_id": "x", "time": then.isoformat()})
+
+    told = status(place)
+    assert (told["status"], told["silent_s"]) == ("running", 7380.0)
+    line = f"next: process {last['pid']} on gone has given no sign of life for 2:03:00: if it is gone, run or"
+    assert line in place.cli("status", "run").expect(0).stdout
+    listed = place.cli("list", ".").expect(0).stdout
+    assert "running, silent for 2:03:00" in listed, listed
+    text = "has given no sign of life for 15 s: if it is gone, nothing is left to stop"
+    place.cli("stop", "run").one_clear_line(75, f"process {last['pid']} on gone, which trains", text)
+    resumed = place.cli("resume", "run", "--set", "delay_s=0", "--json").done()
+    assert (resumed["state_digest"], resumed["silent_s"]) == (whole["state_digest"], None)
 
 
 def test_a_run_is_killed_without_a_checkpoint_even_if_its_coordinator_hangs(place: Place) -> None:

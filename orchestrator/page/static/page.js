@@ -208,7 +208,7 @@
       const link = make("a", { href: `#run=${encodeURIComponent(run.name)}` }, run.name);
       if (!run.status) return [link, "unreadable", "–", "–", "–", "–", run.error];
       return [link, pill(run.status), run.steps ? `${number(run.step)} of ${number(run.steps)}` : number(run.step), number(run.loss),
-        number(run.worker_deaths), number(run.restarts), run.error ?? ""];
+        number(run.worker_deaths), number(run.restarts), run.error ?? (run.silent_s ? run.next : "")];
     });
     const card = make("section", { class: "card" });
     card.append(rows.length ? table(["run", "status", "step", "loss", "deaths", "restarts", "what"], rows, [2, 3, 4, 5]) : make("p", { class: "quiet" }, "there are no runs here yet"));
