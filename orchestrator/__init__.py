@@ -12,6 +12,7 @@ from orchestrator.discretion import discretion
 from orchestrator.fitting import fit
 from orchestrator.result import Result
 from orchestrator.spec import Checkpoints, Job, RestartPolicy
+from storage.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from orchestrator.coordinator import Observer
@@ -50,6 +51,10 @@ def run(
     from orchestrator.execution import Request, execute
     from orchestrator.jobs import by_value
 
+    if not isinstance(job, Job):
+        raise ConfigurationError(f"{job!r} is no Job: give `orchestrator.Job(...)`")
+    if not isinstance(run_dir, str | os.PathLike):
+        raise ConfigurationError(f"run_dir={run_dir!r}: give a path or a URL")
     request = Request(
         job=job,
         source=by_value(job),

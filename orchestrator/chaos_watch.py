@@ -118,7 +118,7 @@ class Watch(threading.Thread):
         if self._place_id is None:
             with suppress(HoldfastError):
                 identity = self._run.identity()
-                self._place_id = None if identity is None else identity["place_id"]
+                self._place_id = None if identity is None else self._run.place(identity)
         if self._place_id is None:
             return
         paths = {path for path in glob(escape(arena_path(self._place_id)) + "*") if is_arena(path)}

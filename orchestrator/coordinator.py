@@ -12,7 +12,7 @@ from orchestrator import events as e
 from orchestrator import machine, succession
 from orchestrator.events import Note, Status
 from orchestrator.failures import classify, in_short
-from orchestrator.identity import check_identity, check_names, full_identity
+from orchestrator.identity import check_best, check_identity, check_names, full_identity
 from orchestrator.life import own_life
 from orchestrator.log_writer import LogWriter
 from orchestrator.machine import Phase, State
@@ -380,6 +380,7 @@ class Coordinator:
         check_remainder(self._job, description["samples"])
         redactor = self._records.redactor
         check_names(description, redactor)
+        check_best(self._job, description)
         ours = full_identity(self._job, self._settings.microbatches, description, redactor)
         if not self._run.probe_exclusive():
             self._tell(
@@ -394,7 +395,7 @@ class Coordinator:
             self._tell(Note("changed", f"the job is not quite what it was: {change}", {}))
         return e.Identified(
             m.Prepare(
-                place_id=identity["place_id"],
+                place_id=self._run.place(identity),
                 seed=self._job.seed,
                 batch_size=self._job.batch_size,
                 microbatches=self._settings.microbatches,

@@ -27,10 +27,16 @@ from orchestrator.relaunch import STOP
 from orchestrator.requests import Requests
 from orchestrator.restart import COORDINATOR, JOB, Decision, Restart, decide, tokens_left
 from orchestrator.result import Result
-from orchestrator.spec import Job, check_microbatches, check_place, check_range, check_workers
+from orchestrator.spec import (
+    Job,
+    check_microbatches,
+    check_place,
+    check_range,
+    check_runtime,
+    check_workers,
+)
 from orchestrator.status import add_history, at_checkpoint
 from storage.errors import (
-    ConfigurationError,
     CrashLoop,
     HoldfastError,
     InfrastructureError,
@@ -55,8 +61,6 @@ if TYPE_CHECKING:
     from orchestrator.runtime import Runtime
     from storage.catalog import Entry
     from storage.layout import StateArray
-
-RUNTIMES = ("process", "ray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +102,7 @@ class Request:
     """`command` and `folder` of the `holdfast submit` that this is part of, on the machine of who gave it."""
 
     def __post_init__(self) -> None:
-        if self.runtime not in RUNTIMES:
-            raise ConfigurationError(
-                f"there is no runtime {self.runtime!r}: give one of {', '.join(RUNTIMES)}"
-            )
+        check_runtime(self.runtime)
         check_place(
             self.run_dir,
             nodes=self.nodes,
@@ -201,14 +202,17 @@ class _Execution:
         assert self._identity is not None
         check_arrays(self._identity, self._arrays(), self._url)
         # The last coordinator may have been killed between the last checkpoint and its own end.
-        discard_arena(self._identity["place_id"], latest.step)
-        if self._beat is None:
+        discard_arena(self._run.place(self._identity), latest.step)
+        if latest.step > self._job.steps:
+            text = f"the run has come to step {latest.step}, and is asked for {self._job.steps} steps"
+            self._observer.note(Note("finished", f"nothing to do: {text}", {}))
+        elif self._beat is None or self._beat["status"] != Status.DONE.value:
             with suppress(HoldfastError):  # nothing is lost but that others are told
                 self._put_on_record(latest)
         return _finished_before(self._run, latest, self._records), None
 
     def _put_on_record(self, latest: Entry) -> None:
-        """A copy of a run that has finished gives a sign of life, so that others are told that it is done."""
+        """Give a sign of life, so that others are told that it is done: of a copy there is none."""
         assert latest.manifest is not None
         attempt = self._run.claim_attempt()
         sign = {
@@ -224,7 +228,7 @@ class _Execution:
             "workers": 0,
             "totals": self._records.ledger.totals.to_json(),
         }
-        self._begin(attempt, lambda: sign, books.NEW, [])
+        self._begin(attempt, lambda: sign, self._comes_after(), [])
         self._records.keep()
 
     def _lacks_evaluation(self, latest: Entry) -> bool:
@@ -250,7 +254,7 @@ class _Execution:
 
     def run(self) -> tuple[Result, Exception | None]:
         """One attempt after another, as the policy allows."""
-        sweep(keep=str(self._identity["place_id"]) if self._identity is not None else "")
+        sweep(keep=self._run.place(self._identity) if self._identity is not None else "")
         try:
             return self._run_attempts()
         finally:

@@ -66,7 +66,8 @@ _REMEDIES = {
     Kind.INFRASTRUCTURE: _AGAIN,
     Kind.USER_ERROR: "mend the job, then run the same command again to go on",
     Kind.DATA_ERROR: 'mend the data or give the job on_data_error="skip", then run the same command again',
-    Kind.DIVERGENCE: "change the job, such as its learning rate, then run the same command again",
+    Kind.DIVERGENCE: "change the job, such as its learning rate, then run the same command again, or go on "
+    "from an earlier checkpoint with `holdfast resume --step N`",
     Kind.CONFIGURATION: "change what the error names, then run the command again",
     Kind.DAMAGE: "look at the checkpoints with `holdfast ckpt verify --all`, then run the same command again",
     Kind.SUPERSEDED: "nothing: another attempt carries the run on",

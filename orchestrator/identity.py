@@ -10,7 +10,7 @@ from storage.strict_json import canonical, parse
 from workers.reports import value_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from orchestrator.spec import Job
     from workers.redaction import Redactor
@@ -23,6 +23,9 @@ def settings_identity(job: Job, microbatches: int) -> dict[str, Any]:
     """The part of the identity that the job itself states."""
     return {name: microbatches if name == "microbatches" else getattr(job, name) for name in FIXED}
 
+
+_SHOWN, _LONGEST = 3, 100
+"""Differences that are told, and the characters of each side."""
 
 TOLD = ("data", "model", "optimizer", "callbacks")
 """What the job's own code says of itself: what is secret in there is hidden."""
@@ -68,6 +71,16 @@ def check_names(description: Mapping[str, Any], redactor: Redactor) -> None:
                 )
 
 
+def check_best(job: Job, description: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError if the best checkpoints are to be kept by a metric that the job has not."""
+    names = ("loss", *value_names(description["metrics"]))
+    names = (*names, *(f"val_{name}" for name in names)) if job.validation is not None else names
+    best = job.checkpoints.best_metric
+    if job.checkpoints.keep_best is not None and best not in names:
+        known = ", ".join(dict.fromkeys(names))
+        raise ConfigurationError(f"Checkpoints(best_metric={best!r}): give a metric of the job's, of {known}")
+
+
 def check_is_training(identity: Mapping[str, Any], url: str) -> None:
     """Refuse a directory whose run.json, which may come from anyone, is not that of a training run."""
     try:
@@ -106,12 +119,12 @@ def check_identity(
     identity = _hidden(identity, redactor)  # as ours is
     check_arrays(identity, [StateArray.from_json(array) for array in ours["arrays"]], url)
     if identity["data"] != ours["data"]:
-        raise _differs(url, f"the data is {_short(identity['data'])} there and {_short(ours['data'])} here")
+        raise _differs(url, _in_words("data", identity["data"], ours["data"], "is", "there and", "here"))
     if identity.get("callbacks") != ours["callbacks"]:
-        there, here = (_short(each.get("callbacks")) for each in (identity, ours))
-        raise _differs(url, f"the callbacks are {there} there and {here} here")
+        there, here = (each.get("callbacks") for each in (identity, ours))
+        raise _differs(url, _in_words("callbacks", there, here, "is", "there and", "here"))
     return [
-        f"{name} was {_short(identity[name])} and is now {_short(ours[name])}"
+        _in_words(name, identity[name], ours[name], "was", "and is now", "")
         for name in ("model", "optimizer")
         if identity[name] != ours[name]
     ]
@@ -132,10 +145,34 @@ def check_arrays(identity: Mapping[str, Any], arrays: Sequence[StateArray], url:
 
 def _differs(url: str, what: str) -> IdentityMismatch:
     return IdentityMismatch(
-        f"{url} belongs to another job: {what}; give the same settings to resume it, or another --run-dir"
+        f"{url} belongs to another job: {what}; give the same settings to resume it, or another --run-dir, "
+        "or remove this one to begin anew"
     )
 
 
+def _in_words(name: str, there: object, here: object, *words: str) -> str:
+    """The first few places in which two JSON values differ, and how."""
+    found = [*_differences(name, there, here)]
+    shown = [
+        f"{path} {words[0]} {_short(old)} {words[1]} {_short(new)} {words[2]}".rstrip()
+        for path, old, new in found[:_SHOWN]
+    ]
+    more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def _differences(path: str, there: object, here: object) -> Iterator[tuple[str, object, object]]:
+    """Each place below `path` at which two JSON values differ, with what stands there and here."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() | here.keys()):
+            yield from _differences(f"{path}.{key}", there.get(key), here.get(key))
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for i, (old, new) in enumerate(zip(there, here, strict=True)):
+            yield from _differences(f"{path}[{i}]", old, new)
+    elif there != here:
+        yield path, there, here
+
+
 def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 200 else text[:197] + "..."
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

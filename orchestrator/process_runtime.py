@@ -122,11 +122,11 @@ class ProcessRuntime:
             str(rank),
             "--generation",
             str(generation),
+            "--supervisor",
+            f"{self._supervisor.pid}:{self._supervisor.started}",
         ]
         if self.is_silent:
             command += ["--quiet"]
-        if role == "agent":
-            command += ["--supervisor", f"{self._supervisor.pid}:{self._supervisor.started}"]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

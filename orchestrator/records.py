@@ -60,6 +60,7 @@ class Records:
         self._stored = 0
         self._settled = 0  # stored, or the storage has failed to
         self._beats = 0
+        self._failing = False
         self._lock = threading.Lock()  # of the entries and the ledger
         self._writing = threading.Lock()
         self._urgent = threading.Event()
@@ -155,8 +156,12 @@ class Records:
             except (StorageError, ConfigurationError) as error:
                 if strict:
                     raise
-                text = f"the run's records could not be written: {error}"
-                self._observer.note(Note("storage", text, {}))
+                if not self._failing:
+                    text = f"the run's records could not be written, and are tried again and again: {error}"
+                    self._observer.note(Note("storage", text, {}))
+                self._failing = True
+            else:
+                self._failing = False
             finally:
                 self._settled = noted
 

@@ -12,6 +12,8 @@ from storage.retention import Retention
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+RUNTIMES = ("process", "ray")
+
 
 def _positive(owner: str, name: str, value: object, *, optional: bool = False, zero: bool = False) -> None:
     if value is None and optional:
@@ -254,6 +256,9 @@ def check_place(
             f"--run-dir {run_dir}: the memory of one process cannot be seen by the others of a run: give a "
             "path or the URL of a storage"
         )
+    from storage.address import check_run_url
+
+    check_run_url(run_dir)
     if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
         raise ConfigurationError(f"--nodes {nodes}: give 1 or more")
     if not isinstance(standby, int) or isinstance(standby, bool) or standby < 0:
@@ -262,6 +267,13 @@ def check_place(
         raise ConfigurationError(f"{cpus_per_worker} CPUs per worker: give a number of at least 0")
     if grace_s is not None and not 0 <= grace_s < math.inf:
         raise ConfigurationError(f"--grace-period {grace_s:g}: give a number of seconds, 0 or more")
+
+
+def check_runtime(name: str) -> str:
+    """The name, if there is such a runtime; else ConfigurationError."""
+    if name not in RUNTIMES:
+        raise ConfigurationError(f"there is no runtime {name!r}: give one of {', '.join(RUNTIMES)}")
+    return name
 
 
 def check_range(least: int, most: int) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.ray_jobs import JobServer
     from storage.catalog import Entry
 
-KILLED = "it was killed, with its coordinator"
+KILLED = "it was killed, with its coordinator, or could not write of its end"
 SILENT_S = 60.0
 """Seconds without a sign of life that are worth a word; the clocks of two machines may differ by less."""
 

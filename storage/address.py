@@ -49,7 +49,7 @@ def find(address: str) -> tuple[RunDirectory, Store, str]:
         return run, store, _at_step(run, step)
     latest = run.latest() or run.latest() or run.latest()  # the one that was listed may have been replaced
     if latest is None:
-        found = "no valid checkpoint yet" if run.identity() is not None else "no run"
+        found = "no valid checkpoint yet" if run.identity() is not None or run.newest_attempt() else "no run"
         raise ConfigurationError(
             f"there is {found} at {url}: give the directory of a run, or a checkpoint's own"
         )

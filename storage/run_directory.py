@@ -29,7 +29,7 @@ from storage.retention import Retention, to_delete
 from storage.strict_json import MAX_NBYTES, canonical, fields, parse, spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from storage.catalog import Chain, Entry
     from storage.store import Store
@@ -114,6 +114,14 @@ class RunDirectory:
         """Make this a copy of a run at another place, unless there is a run already."""
         self.store.create(IDENTITY, canonical({**identity, "place_id": str(uuid.uuid4())}))
         self._identity = None
+
+    def place(self, identity: Mapping[str, Any]) -> str:
+        """What names the memory of this run on the nodes that train it.
+
+        It depends on the URL, too: a copy that was not made by `copy_identity`, but by `cp -r`, has the same
+        `place_id`, and is not to take the memory of the run that it is a copy of.
+        """
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{identity['place_id']} {self.store.url}"))
 
     def _checked_identity(self, data: bytes) -> dict[str, Any]:
         where = f"{self.store.url}/{IDENTITY}"

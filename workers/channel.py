@@ -15,7 +15,12 @@ import struct
 import tempfile
 import time
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from workers.processes import is_alive
+
+if TYPE_CHECKING:
+    from workers.processes import ProcessId
 
 _LENGTH = struct.Struct("<I")
 _MAX_NBYTES = 1 << 30
@@ -156,8 +161,11 @@ def _credentials(sock: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def connect(address: str, timeout_s: float) -> Channel:
-    """Connect to a socket that may not be listening yet. Raises TimeoutError naming it."""
+def connect(address: str, timeout_s: float, supervisor: ProcessId | None = None) -> Channel:
+    """Connect to a socket that may not be listening yet. Raises TimeoutError naming it.
+
+    So it does once the `supervisor` is gone, if one is given: nobody listens then who does not already.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -166,7 +174,9 @@ def connect(address: str, timeout_s: float) -> Channel:
             return Channel(sock)
         except OSError as error:
             sock.close()
+            name = address.replace("\0", "@")
             if time.monotonic() > deadline:
-                name = address.replace("\0", "@")
                 raise TimeoutError(f"no agent answered at {name} within {timeout_s:g} s") from error
+            if supervisor is not None and not is_alive(supervisor):
+                raise TimeoutError(f"no agent answers at {name}, and its supervisor is gone") from error
             time.sleep(0.01)

@@ -46,9 +46,9 @@ def main() -> None:
 
 def _serve(address: str, arguments: argparse.Namespace, output: Output) -> None:
     pass_on_notices(address, arguments.role)
+    pid, _, started = (arguments.supervisor or "").partition(":")
+    supervisor = ProcessId(int(pid), int(started)) if pid else None
     if arguments.role == "agent":
-        pid, _, started = (arguments.supervisor or "").partition(":")
-        supervisor = ProcessId(int(pid), int(started)) if pid else None
         fault = planned_fault("agent", arguments.rank, arguments.generation)
         loop = AgentLoop(address, supervisor=supervisor, fault=fault, show=output.show)
         watch_clouds(address)
@@ -58,14 +58,14 @@ def _serve(address: str, arguments: argparse.Namespace, output: Output) -> None:
     elif arguments.role == "writer":
         from workers.writer import run_writer
 
-        run_writer(address, arguments.rank, arguments.generation)
+        run_writer(address, arguments.rank, arguments.generation, supervisor)
     else:
         from workers.arithmetic import settle_arithmetic
         from workers.worker import run_worker
 
         source = sys.stdin.buffer.read()
         settle_arithmetic()
-        run_worker(address, arguments.rank, arguments.generation, source)
+        run_worker(address, arguments.rank, arguments.generation, source, supervisor)
 
 
 def resolve(name: str) -> str:

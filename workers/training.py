@@ -694,7 +694,8 @@ class Training:
         if not isinstance(error, UserCodeError):
             self._fail(type(error)(f"{error} (in {name})"))
         elif times > 1:
-            self._fail(UserCodeError(f"{error}\nthe job raised twice in {name}"))
+            last = str(error).rpartition("\n")[2]
+            self._fail(UserCodeError(f"{error}\nthe job raised twice in {name}: {last}"))
         else:
             self._events.append(Retried(name, str(error).rpartition("\n")[2]))
             self._send(assignments)

@@ -41,14 +41,17 @@ if TYPE_CHECKING:
     from workers.course import Answer, Question
     from workers.data import Dataset
     from workers.engine import Batch
+    from workers.processes import ProcessId
     from workers.schedule import Remainder
 
 CONNECT_TIMEOUT_S = 60.0
 
 
-def run_worker(address: str, rank: int, generation: int, source: bytes) -> None:
-    """Serve the agent at `address` until it ends the connection."""
-    channel = connect(address, CONNECT_TIMEOUT_S)
+def run_worker(
+    address: str, rank: int, generation: int, source: bytes, supervisor: ProcessId | None = None
+) -> None:
+    """Serve the agent at `address` until it ends the connection; `supervisor` is as of `connect`."""
+    channel = connect(address, CONNECT_TIMEOUT_S, supervisor)
     channel.send("join", "worker", rank, os.getpid(), generation)
     released = end_with(channel)
     try:

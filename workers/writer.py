@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import TYPE_CHECKING
 
 from storage.checkpoint import Compression, write_part
 from storage.errors import HoldfastError
@@ -21,12 +22,15 @@ from workers.redaction import Redactor
 from workers.state import Arena
 from workers.worker import CONNECT_TIMEOUT_S, end_with
 
+if TYPE_CHECKING:
+    from workers.processes import ProcessId
+
 NICENESS = 10
 
 
-def run_writer(address: str, rank: int, generation: int) -> None:
-    """Serve the agent at `address` until it ends the connection."""
-    channel = connect(address, CONNECT_TIMEOUT_S)
+def run_writer(address: str, rank: int, generation: int, supervisor: ProcessId | None = None) -> None:
+    """Serve the agent at `address` until it ends the connection; `supervisor` is as of `connect`."""
+    channel = connect(address, CONNECT_TIMEOUT_S, supervisor)
     channel.send("join", "writer", rank, os.getpid(), generation)
     released = end_with(channel)
     fault = planned_fault("writer", rank, generation)

@@ -17,6 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from storage.errors import HoldfastError
+from storage.run_directory import RunDirectory
+from storage.store import open_store
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -104,9 +108,13 @@ def killer(kills: int, pause_s: float = 1.0) -> Callable[[subprocess.Popen[str],
 def workers_of(run_dir: Path) -> list[psutil.Process]:
     """The live workers of the run, on either runtime: those that map its memory."""
     try:
-        place = json.loads((run_dir / "run.json").read_text())["place_id"]
-    except (OSError, ValueError):
+        run = RunDirectory(open_store(str(run_dir)))
+        identity = run.identity()
+    except HoldfastError:
         return []
+    if identity is None:
+        return []
+    place = run.place(identity)
     found = []
     for process in psutil.process_iter():
         try:

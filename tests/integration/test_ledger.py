@@ -197,11 +197,11 @@ def test_everything_killed_and_run_again(place: Place, reference: Reference) -> 
     place.assert_no_process()
     result = status(place)
     assert (result["status"], result["failure"]) == ("failed", "infrastructure")
-    assert result["error"] == "it was killed, with its coordinator"
+    assert result["error"] == "it was killed, with its coordinator, or could not write of its end"
     assert result["next"] == AGAIN
     assert (result["worker_deaths"], len(result["disturbances"])) == (1, 1), "nothing was forgotten"
     text = words(place)
-    assert "infrastructure: it was killed, with its coordinator\n" in text
+    assert "infrastructure: it was killed, with its coordinator, or could not write of its end\n" in text
     assert f"next: {AGAIN}\n" in text
     done = place.run("soon.py", steps=400, settings={"every": 1000}).done()
     assert done["state_digest"] == reference(steps=400)["state_digest"]
@@ -249,7 +249,7 @@ def test_a_users_error(place: Place) -> None:
     result = status(place)
     assert (result["status"], result["failure"]) == ("failed", "user error")
     assert result["next"] == "mend the job, then run the same command again to go on"
-    assert re.search(r"raised twice in step 6, microbatch \d$", result["error"]), result["error"]
+    assert re.search(r"raised twice in step 6, microbatch \d: \w+: .+$", result["error"]), result["error"]
     again = result["disturbances"][0]
     assert again["class"] == "user error"
     assert re.fullmatch(r"step 6, microbatch \d raised and is done once more: .*", again["what"])

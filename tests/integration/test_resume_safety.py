@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+import re
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.harness import Progress, saved
+from tests.integration.harness import TINY, Progress, saved
 
 if TYPE_CHECKING:
     from tests.conftest import Reference
@@ -119,6 +121,51 @@ def test_asking_for_fewer_steps_does_not_cost_those_in_memory(place: Place, refe
     outcome = place.run(steps=120, settings=settings)
     assert outcome.done()["state_digest"] == reference(steps=120)["state_digest"]
     assert "found in shared memory" in outcome.stderr, str(outcome)
+
+
+def test_a_copied_directory_does_not_take_the_memory_of_the_run_that_it_is_a_copy_of(
+    place: Place, reference: Reference
+) -> None:
+    progress = Progress(place.root / "progress")
+    settings = {**SLOW, "progress": progress}
+    killed_beyond(place, 50, progress, steps=120, settings=settings)
+    shutil.copytree(place.root / "run", place.root / "copy")
+    original = place.begin(steps=120, settings=settings)
+    copied = place.begin(run_dir="copy", steps=120, settings=settings)
+    found = [each.wait() for each in (original, copied)]
+    assert "found in shared memory" in found[0].stderr, str(found[0])
+    assert "found in shared memory" not in found[1].stderr, str(found[1])
+    for outcome in found:
+        assert "was killed" not in outcome.stderr, str(outcome)
+        assert outcome.done()["state_digest"] == reference(steps=120)["state_digest"]
+    place.assert_nothing_left()
+
+
+def test_who_asks_for_fewer_steps_than_there_are_is_told(place: Place) -> None:
+    place.run(steps=20).done()
+    outcome = place.run(steps=10)
+    assert outcome.done()["step"] == 20
+    assert "nothing to do: the run has come to step 20, and is asked for 10 steps" in outcome.stderr
+
+
+def test_what_differs_is_named_and_a_learning_rate_may_change(place: Place) -> None:
+    place.file("tiny.py", TINY)
+    place.run(steps=5).done()
+    refused = place.run(steps=10, settings={"shift": 1.0}, as_json=False)
+    refused.one_clear_line(2, "data.blake3 is", "there and", "another --run-dir, or remove this one")
+    place.file("tiny.py", TINY.replace("Adam(1e-3)", "Adam(1e-2)"))
+    changed = place.run(steps=10)
+    changed.done()
+    assert re.search(r"optimizer\S*learning_rate was 0\.001 and is now 0\.01", changed.stderr), str(changed)
+
+
+def test_the_best_checkpoints_are_of_a_metric_that_there_is(place: Place) -> None:
+    best = "keep=3, keep_best=2, best_metric="
+    place.file("tiny.py", TINY.replace("keep=3", f'{best}"accurcy"'))
+    refused = place.run(steps=5, as_json=False)
+    refused.one_clear_line(2, "best_metric='accurcy'", "a metric of the job's, of loss, accuracy")
+    place.file("tiny.py", TINY.replace("keep=3", f'{best}"accuracy"'))
+    place.run(steps=5, run_dir="other").done()
 
 
 def test_an_error_in_the_initial_values_is_shown_as_the_users(place: Place) -> None:

@@ -160,7 +160,7 @@ def test_run_json_holds_no_secret_and_a_new_secret_is_no_other_job() -> None:
     rotated = description(**{"url": "https://host/other-9", "of other-9": "x"})
     ours = full_identity(a_job(), 2, rotated, Redactor(["other-9"]))
     assert check_identity(stored, ours, "run", Redactor(["other-9"])) == []
-    with pytest.raises(ConfigurationError, match="belongs to another job: the data is"):
+    with pytest.raises(ConfigurationError, match="belongs to another job: data"):
         check_identity(
             stored, full_identity(a_job(), 2, description(), Redactor()), "run", Redactor([CANARY])
         )

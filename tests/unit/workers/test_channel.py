@@ -6,6 +6,7 @@ import pickle
 import secrets
 import socket
 import struct
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.channel import Channel, accept, address_for, connect, listen
+from workers.processes import ProcessId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,3 +173,14 @@ def test_what_is_there_is_had_without_waiting(pair: tuple[Channel, Channel]) -> 
     one.close()
     with pytest.raises(EOFError):
         other.received()
+
+
+def test_nobody_waits_for_an_agent_whose_supervisor_is_gone() -> None:
+    with subprocess.Popen(["sleep", "60"]) as supervisor:
+        known = ProcessId.of(supervisor.pid)
+        supervisor.kill()
+        supervisor.wait()
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"no agent answers at @.*, and its supervisor is gone"):
+            connect(address_for(secrets.token_hex(8)), 60.0, known)
+        assert time.monotonic() - began < 30
