@@ -36,6 +36,12 @@ def workers_of(text: str) -> tuple[int, int]:
     return least, most
 
 
+def check_workers_text(text: str) -> str:
+    """The text, if `workers_of` understands it; else ConfigurationError."""
+    workers_of(text)
+    return text
+
+
 def parameters_of(given: list[str] | None) -> dict[str, str]:
     """The parameters that `--set NAME=VALUE` gives, by name. ConfigurationError for anything else.
 

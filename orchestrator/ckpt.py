@@ -14,6 +14,7 @@ import typer
 from rich.filesize import decimal
 
 from orchestrator.arguments import Insecure  # noqa: TC001 typer reads it
+from orchestrator.entry import interrupt
 from orchestrator.terminal import put, say
 from storage.errors import CheckpointError, ConfigurationError, HoldfastError, ObjectMissing
 
@@ -36,18 +37,9 @@ ckpt = typer.Typer(
 )
 
 
-class Interrupted(BaseException):
-    """Ctrl-C; of a KeyboardInterrupt typer makes an exit code, which leaves no place for a result in JSON."""
-
-
 @ckpt.callback()
 def _interruptible() -> None:
-    signal.signal(signal.SIGINT, _interrupt)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one does not wait
-    raise Interrupted
+    signal.signal(signal.SIGINT, interrupt)
 
 
 RunDir = Annotated[

@@ -34,14 +34,17 @@ from orchestrator.arguments import (
     Parameters,
     Steps,
     Target,
+    check_workers_text,
     parameters_of,
     workers_of,
 )
-from orchestrator.ckpt import Interrupted, RunDir, ckpt
+from orchestrator.ckpt import RunDir, ckpt
 from orchestrator.configured import Config, Configured
 from orchestrator.discretion import variables_of
+from orchestrator.entry import Interrupted, Terminated, terminate
 from orchestrator.model_commands import model
 from orchestrator.result import Result
+from orchestrator.spec import check_runtime
 from orchestrator.submission import submitted_from
 from orchestrator.terminal import harmless, put, say
 from storage.errors import ConfigurationError, HoldfastError
@@ -70,6 +73,24 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        put(f"holdfast {version('holdfast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Run the command and exit with its code; a user's mistake is one line on standard error."""
     redact_output()
@@ -85,17 +106,9 @@ def main() -> None:
             code = _fail(error.format_message(), 2)
     except (KeyboardInterrupt, Interrupted, typer.Abort):
         code = _stopped("interrupted")
-    except _Terminated:
+    except Terminated:
         code = _stopped("preempted")
     sys.exit(code if isinstance(code, int) else 0)
-
-
-class _Terminated(BaseException):
-    """SIGTERM came before the run had begun."""
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise _Terminated
 
 
 def _stopped(status: str) -> int:
@@ -167,11 +180,16 @@ def run(
     workers: Annotated[
         str,
         typer.Option(
-            "--workers", metavar="N | MIN:MAX", help="Workers to train with, or the fewest and most."
+            "--workers",
+            metavar="N | MIN:MAX",
+            help="Workers to train with, or the fewest and most.",
+            callback=check_workers_text,
         ),
     ],
     cpus_per_worker: CpusPerWorker = 1.0,
-    runtime: Annotated[str, typer.Option(help="ray, or process: subprocesses of this machine.")] = "ray",
+    runtime: Annotated[
+        str, typer.Option(help="ray, or process: subprocesses of this machine.", callback=check_runtime)
+    ] = "ray",
     address: Annotated[
         str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else a local Ray.")
     ] = None,
@@ -220,7 +238,7 @@ def run(
     from orchestrator.execution import execute
     from orchestrator.tensorboard import TensorBoardEvents
 
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     request = request_of(
         target=target,
         settings=settings,
@@ -366,7 +384,7 @@ def chaos(
     nodes: Annotated[
         int | None, typer.Option(metavar="N", help="As in `run`; 2 if a node is to be lost, else 1.")
     ] = None,
-    runtime: Annotated[str, typer.Option(help="process, or ray.")] = "process",
+    runtime: Annotated[str, typer.Option(help="process, or ray.", callback=check_runtime)] = "process",
     run_dir: Annotated[
         str | None,
         typer.Option("--run-dir", metavar="URL", help="Where the runs are kept; else a temporary directory."),
@@ -384,15 +402,12 @@ def chaos(
 
     from orchestrator.chaos import Plan, kinds_of
     from orchestrator.chaos_run import Request, run_chaos
-    from orchestrator.execution import RUNTIMES
     from orchestrator.jobs import JobSource
 
     parameters = parameters_of(settings)
     keep_secret(variables_of(parameters))
     JobSource.parse(target, parameters)
     workers_of(workers)
-    if runtime not in RUNTIMES:
-        raise ConfigurationError(f"there is no runtime {runtime!r}: give one of {', '.join(RUNTIMES)}")
     for option, value in (("--steps", steps), ("--count", count), ("--nodes", nodes)):
         if value is not None and value < 1:
             raise ConfigurationError(f"{option} {value}: give 1 or more")
@@ -408,7 +423,7 @@ def chaos(
         run_dir=run_dir,
         plan=plan,
     )
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     report = run_chaos(request, say)
     put(json.dumps(report.to_json()) if as_json else report.text())
     return 0 if report.holds else 3

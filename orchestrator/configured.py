@@ -69,7 +69,9 @@ class Configured(TyperCommand):
         siblings = ctx.parent.command.commands if ctx.parent else {}
         every = {each: siblings[each].keys() for each in settings.COMMANDS if each in siblings}
         keys = {each: set(params) for each, params in ({name: known} | every).items()}
-        path = settings.path_of(given.get("target") or "", given.get("config"))
+        file, variable = given.get("config"), os.environ.get(settings.CONFIG) or None
+        source = "--config" if file is not None else settings.CONFIG
+        path = settings.path_of(given.get("target") or "", file if file is not None else variable, source)
         found = {} if path is None else settings.read(path, name, keys)
         is_flag = {key: param.is_flag for key, param in known.items()}
         found |= settings.of_environment(os.environ, is_flag)
@@ -102,9 +104,9 @@ def _check(ctx: Any, key: str, param: Any, setting: Setting) -> None:
         raise ConfigurationError(f"{setting.source}: {key} = {said}: give {wanted}")
     try:
         param.process_value(ctx, setting.value)
-    except TyperException as error:
-        message = str(error.message).rstrip(".")
-        raise ConfigurationError(f"{setting.source}: {key} = {setting.value}: {message}") from error
+    except (TyperException, ConfigurationError) as error:
+        what = error.message if isinstance(error, TyperException) else str(error)
+        raise ConfigurationError(f"{setting.source}: {key} = {setting.value}: {what.rstrip('.')}") from error
 
 
 def config(

@@ -107,6 +107,8 @@ def _draw(table: pa.Table, path: str, title: str) -> None:
         raise ConfigurationError("--plot needs matplotlib: pip install 'holdfast[plot]'") from exc
     if Path(path).suffix not in (".png", ".svg", ".pdf"):
         raise ConfigurationError(f"--plot {path}: give a file that ends in .png, .svg or .pdf")
+    from storage.files import file_at
+
     skipped = ("step", "epoch", "attempt", "time")
     names = [name for name in table.column_names if name not in skipped and not name.startswith("val_")]
     figure = Figure(figsize=(8, 2.5 * len(names)), layout="constrained")
@@ -120,7 +122,6 @@ def _draw(table: pa.Table, path: str, title: str) -> None:
                 axes.plot(known["step"].to_numpy(), known[column].to_numpy(), marker=marker, label=column)
         axes.legend(loc="best")
         axes.set_xlabel("step")
-    try:
-        figure.savefig(path)
-    except OSError as exc:
-        raise ConfigurationError(f"--plot {path}: {exc.strerror or exc}") from exc
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=Path(path).suffix[1:])
+    file_at(path).write(drawn.getvalue())

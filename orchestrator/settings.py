@@ -1,7 +1,8 @@
 """Settings of commands from a TOML file and from the environment, in the place of flags.
 
-`holdfast.toml` lies beside the job, or is named by `--config`. Its keys are the names of options, for every
-command that has them; a table `[run]` holds those of one command, `[set]` parameters of the job's function:
+`holdfast.toml` lies beside the job, or is named by `--config` or HOLDFAST_CONFIG. Its keys are the names of
+options of `run` and `submit`; a table `[run]` holds those of one of the two, `[set]` parameters of the job's
+function:
 
     run-dir = "s3://bucket/runs/digits"
     workers = "2:8"
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 FILE = "holdfast.toml"
 PREFIX = "HOLDFAST_"
+CONFIG = "HOLDFAST_CONFIG"
+"""An environment variable that names another file, as `--config` does."""
+
 SET = "set"
 """The table, and the option, of the job's own parameters."""
 
@@ -49,14 +53,15 @@ class Setting:
     source: str
 
 
-def path_of(target: str, config: str | None) -> Path | None:
-    """The file of settings for a job: the one that is named, else `holdfast.toml` beside the job, if there.
+def path_of(target: str, config: str | None, source: str = "--config") -> Path | None:
+    """The file of settings for a job: the one that `source` names, else `holdfast.toml` beside it, if there.
 
     Raises ConfigurationError if the one that is named is no file.
     """
     if config is not None:
         if not Path(config).is_file():
-            raise ConfigurationError(f"--config {config}: there is no such file")
+            what = "it is no file" if Path(config).exists() else "there is no such file"
+            raise ConfigurationError(f"{source} {config}: {what}")
         return Path(config)
     file = target.partition(":")[0]
     beside = (Path(file).parent if file.endswith(".py") else Path()) / FILE
@@ -69,7 +74,7 @@ def read(path: Path, command: str, keys: Mapping[str, Collection[str]]) -> dict[
     Raises ConfigurationError that names file and key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a byte order mark
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
     return of_file(text, str(path), command, keys)

@@ -22,6 +22,7 @@ from orchestrator.arguments import (
     Parameters,
     Steps,
     Target,
+    check_workers_text,
     parameters_of,
     workers_of,
 )
@@ -67,7 +68,10 @@ def submit(
     run_dir: Annotated[
         str, typer.Option("--run-dir", metavar="URL", help="Where the run is kept; all nodes must reach it.")
     ],
-    workers: Annotated[str, typer.Option("--workers", metavar="N | MIN:MAX", help="As in `run`.")],
+    workers: Annotated[
+        str,
+        typer.Option("--workers", metavar="N | MIN:MAX", help="As in `run`.", callback=check_workers_text),
+    ],
     cpus_per_worker: CpusPerWorker = 1.0,
     name: Annotated[
         str | None, typer.Option(help="What to call the run; else the last part of its directory.")

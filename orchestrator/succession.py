@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from orchestrator.entry import STOPS
 from storage.errors import UserCodeError
 from storage.libc import from_libc
 from workers.processes import ProcessId
@@ -120,16 +121,18 @@ def supervise() -> int:
             with suppress(ProcessLookupError):
                 os.kill(child.pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, stop)
     while True:
         command = [sys.executable, "-m", "orchestrator", *sys.argv[1:]]
         # In a group of its own, so that a terminal's Ctrl-C reaches it once, by way of us.
         reading, writing = os.pipe()
         told = {**environment, _DEATHS: str(deaths), _DEATH: death, _BEGUN: str(writing)}
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until it can say what becomes of it
         child = subprocess.Popen(
             command, cwd=still_there(folder), env=told, process_group=0, pass_fds=(writing,)
         )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         os.close(writing)
         if stopped:
             child.send_signal(stopped)

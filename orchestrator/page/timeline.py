@@ -248,12 +248,13 @@ def _text(kind: str, entry: Mapping[str, Any]) -> str:
     elif not text and kind == "recovered":
         text = "the next step was made"
     elif not text and kind == "end":
-        text = ": ".join(str(entry[name]) for name in ("status", "error") if entry.get(name))
+        error = str(entry.get("error") or "").rpartition("\n")[2]
+        text = ": ".join(filter(None, (str(entry.get("status") or ""), error)))
     elif not text and kind == "node-lost":
         text = f"node {entry.get('node')} was lost: {entry.get('cause', '')}"
     elif not text and kind == "based" and entry.get("step"):
         text = f"it goes on from step {entry['step']}"
-    return printable(text, LONGEST)
+    return printable(text.rpartition("\n")[2], LONGEST)  # after a traceback
 
 
 def _parts(spans: Sequence[tuple[float, float]]) -> list[list[float]]:

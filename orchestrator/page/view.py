@@ -65,7 +65,9 @@ def brief_of(name: str, run: RunDirectory) -> dict[str, Any]:
         result, beat = read_status(run)
     except HoldfastError as error:
         return {"name": name, "error": _line(str(error))}
-    return {"name": name, **_stands(result, beat)}
+    found = _stands(result, beat)
+    found["error"] = found["error"] and found["error"].rpartition("\n")[2]  # after a traceback
+    return {"name": name, **found}
 
 
 def curves_of(url: str) -> list[dict[str, Any]]:
@@ -103,10 +105,10 @@ def checkpoints_of(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _stands(result: Result, beat: dict[str, Any]) -> dict[str, Any]:
-    """A result for the page: one line for each text, without what is secret in URLs."""
+    """A result for the page: one line for each text but `error`, without what is secret in URLs."""
     found: dict[str, Any] = spelled(result.to_json())
     found["run_dir"] = without_credentials(result.run_dir)
-    found["error"] = None if result.error is None else _line(result.error)
+    found["error"] = None if result.error is None else "\n".join(map(_line, result.error.splitlines()))
     found["next"] = None if result.next is None else _line(result.next)
     steps = beat.get("steps")
     found["steps"] = steps if type(steps) is int else None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
-from tests.integration.harness import Progress, latest
+from tests.integration.harness import Progress, latest, wait_for
 
 if TYPE_CHECKING:
     from tests.conftest import Reference
@@ -129,3 +131,27 @@ def test_sigterm_within_a_long_validation_does_not_wait_for_its_end(
     assert again["state_digest"] == reference()["state_digest"]
     assert "val_accuracy" in again["metrics"]
     place.assert_nothing_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.5, 1.0])
+def test_a_signal_before_the_run_begins_still_gives_one_result(
+    place: Place, number: signal.Signals, after_s: float
+) -> None:
+    run = place.begin(settings={"load_s": 60})
+    supervisor = psutil.Process(run.popen.pid)
+    run.until(supervisor.children, "it starts its coordinator")
+    time.sleep(after_s)
+    os.kill(run.popen.pid, number)
+    code, status = (130, "interrupted") if number is signal.SIGINT else (75, "preempted")
+    outcome = run.wait(60).expect(code)
+    assert outcome.json["status"] == status, str(outcome)
+    assert "Traceback" not in outcome.stderr, str(outcome)
+    place.assert_no_process()
+
+
+def test_what_a_killed_command_has_just_started_ends_soon(place: Place) -> None:
+    run = place.begin(settings={"load_s": 60})
+    run.until(lambda: len(run.processes("worker")) == 2, "it starts workers")
+    os.kill(run.popen.pid, signal.SIGKILL)
+    wait_for(lambda: not place.strays(), "the processes to end", 20)

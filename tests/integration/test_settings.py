@@ -59,6 +59,21 @@ def test_a_wrong_setting_is_told_with_its_place_before_anything_is_done(place: P
     for name, value in (("HOLDFAST_NOTICES", "foo"), ("HOLDFAST_START_TIMEOUT_S", "-5")):
         given_then = place.start(place.command(as_json=False), env={name: value})
         given_then.wait().one_clear_line(2, f"{name}={value}")
+    place.file("other.toml", SETTINGS.replace("workers = 2", 'workers = "two"'))
+    place.cli("config", "tiny.py", "--config", "other.toml").one_clear_line(2, "other.toml: workers = two")
+    place.cli("config", "tiny.py", "--config", ".").one_clear_line(2, "--config .: it is no file")
     place.env["HOLDFAST_STEP"] = "25"
     place.cli(*given).one_clear_line(2, "HOLDFAST_STEP", "HOLDFAST_STEPS")
     assert not (place.root / "run").exists()
+
+
+def test_a_variable_names_the_file_of_settings(place: Place) -> None:
+    place.file("holdfast.toml", SETTINGS)
+    place.file("other.toml", "\ufeff" + SETTINGS.replace("30", "31"))  # as some editors write it
+    place.env["HOLDFAST_CONFIG"] = "other.toml"
+    shown = place.cli("config", "tiny.py", "--json").expect(0).json
+    assert shown["steps"] == {"value": "31", "source": "other.toml"}
+    shown = place.cli("config", "tiny.py", "--config", "holdfast.toml", "--json").expect(0).json
+    assert shown["steps"] == {"value": "30", "source": "holdfast.toml"}
+    place.env["HOLDFAST_CONFIG"] = "nowhere.toml"
+    place.cli("config", "tiny.py").one_clear_line(2, "HOLDFAST_CONFIG nowhere.toml: there is no such file")

@@ -139,4 +139,4 @@ def test_wheel_holds_the_licence_and_the_notice(wheel: dict[str, bytes]) -> None
     for name in ("LICENSE", "NOTICE"):
         assert wheel[f"{info}/licenses/{name}"] == (ROOT / name).read_bytes()
     assert b"Alpaydin" in wheel[f"{info}/licenses/NOTICE"]
-    assert b"orchestrator.cli:main" in wheel[f"{info}/entry_points.txt"]
+    assert b"orchestrator.entry:main" in wheel[f"{info}/entry_points.txt"]

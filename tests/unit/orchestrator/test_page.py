@@ -57,6 +57,13 @@ STORY = [
 ]
 
 
+def test_of_an_error_with_a_traceback_the_log_has_the_last_line() -> None:
+    error = 'Traceback (most recent call last):\n  File "t.py"\nValueError: no\nthe job raised twice'
+    story = [*STORY, entry("end", 9, status="failed", error=error)]
+    told = timeline.tell(story, {}, running=False)
+    assert told["log"][-1]["text"] == "failed: the job raised twice"
+
+
 def test_the_timeline_has_attempts_lanes_and_marks() -> None:
     beat = {"attempt": 1, "time": "2026-01-01T00:00:20+00:00"}
     told = timeline.tell(STORY, beat, running=False)

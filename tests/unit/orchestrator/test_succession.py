@@ -28,6 +28,7 @@ COORDINATOR = """
 import os, signal, subprocess, sys, time
 said = open("said", "a", buffering=1)
 deaths = int(os.environ["HOLDFAST_COORDINATOR_DEATHS"])
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 names = [os.environ["HOLDFAST_" + name] for name in ("INVOCATION", "INVOCATION_SECRET", "SUPERVISOR")]
 said.write(f"{deaths} {os.getpid()} {' '.join(names)} {' '.join(sys.argv[1:])}\\n")
 """
