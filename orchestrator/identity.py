@@ -164,8 +164,10 @@ def _in_words(name: str, there: object, here: object, *words: str) -> str:
 def _differences(path: str, there: object, here: object) -> Iterator[tuple[str, object, object]]:
     """Each place below `path` at which two JSON values differ, with what stands there and here."""
     if isinstance(there, dict) and isinstance(here, dict):
+        kind = there.get("kind")
+        where = f"{path} ({kind})" if isinstance(kind, str) and kind == here.get("kind") else path
         for key in sorted(there.keys() | here.keys()):
-            yield from _differences(f"{path}.{key}", there.get(key), here.get(key))
+            yield from _differences(f"{where}.{key}", there.get(key), here.get(key))
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
         for i, (old, new) in enumerate(zip(there, here, strict=True)):
             yield from _differences(f"{path}[{i}]", old, new)

@@ -152,7 +152,9 @@ def test_what_differs_is_named_and_a_learning_rate_may_change(place: Place) -> N
     place.file("tiny.py", TINY)
     place.run(steps=5).done()
     refused = place.run(steps=10, settings={"shift": 1.0}, as_json=False)
-    refused.one_clear_line(2, "data.blake3 is", "there and", "another --run-dir, or remove this one")
+    refused.one_clear_line(
+        2, r"data \(arrays\)\.blake3 is", "there and", "another --run-dir, or remove this one"
+    )
     place.file("tiny.py", TINY.replace("Adam(1e-3)", "Adam(1e-2)"))
     changed = place.run(steps=10)
     changed.done()

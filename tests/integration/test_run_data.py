@@ -101,7 +101,7 @@ def test_another_map_is_another_job(place: Place, shuffled: str) -> None:
     place.run("tables.py", "run", steps=5, settings={"url": shuffled}).done()
     place.file("tables.py", JOB.replace("return x + rng", "return x - rng"))
     again = place.run("tables.py", "run", steps=6, settings={"url": shuffled}, as_json=False)
-    again.one_clear_line(2, "the data is .*'map'")
+    again.one_clear_line(2, r"data \(map\)\.code is")
 
 
 @pytest.mark.parametrize("remainder", ["drop", "pad"])
