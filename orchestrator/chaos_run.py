@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.chaos import Delivered, Fault, Plan, Report, Seen, Stopped
 from orchestrator.chaos_watch import Watch
+from orchestrator.failures import last_line
 from orchestrator.process_tree import Member, kill_all, member_of, members
 from storage.errors import ConfigurationError, HoldfastError, InfrastructureError, UserCodeError
 from storage.run_directory import RunDirectory
@@ -251,7 +252,7 @@ class Campaign:
         seen.steps = self._running_watch().step
         self._note_restores(command)
         if seen.error is None and result.get("status") != "done":
-            seen.error = result.get("error") or command.said().strip().rpartition("\n")[2] or "no result"
+            seen.error = result.get("error") or last_line(command.said()) or "no result"
         seen.disturbed_digest = result.get("state_digest")
         seen.steps_lost = int(result.get("steps_lost", 0))
         self._verify("at the end")

@@ -41,7 +41,7 @@ from orchestrator.arguments import (
 from orchestrator.ckpt import RunDir, ckpt
 from orchestrator.configured import Config, Configured
 from orchestrator.discretion import variables_of
-from orchestrator.entry import Interrupted, Terminated, terminate
+from orchestrator.entry import STOPS, Interrupted, Terminated, interrupt, terminate
 from orchestrator.model_commands import model
 from orchestrator.result import Result
 from orchestrator.spec import check_runtime
@@ -95,6 +95,10 @@ def main() -> None:
     """Run the command and exit with its code; a user's mistake is one line on standard error."""
     redact_output()
     try:
+        if sys.argv[1:2] == ["run"]:  # until it has begun, and has handlers of its own
+            signal.signal(signal.SIGTERM, terminate)
+            signal.signal(signal.SIGINT, interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         code = app(standalone_mode=False)
     except HoldfastError as error:
         code = _fail(str(error), error.exit_code)
@@ -230,7 +234,6 @@ def run(
     """
     from orchestrator import succession
 
-    workers_of(workers)
     keep_secret(variables_of(parameters_of(settings)))
     if not succession.inherit():
         return succession.supervise()
@@ -238,7 +241,6 @@ def run(
     from orchestrator.execution import execute
     from orchestrator.tensorboard import TensorBoardEvents
 
-    signal.signal(signal.SIGTERM, terminate)
     request = request_of(
         target=target,
         settings=settings,

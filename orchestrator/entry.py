@@ -1,10 +1,8 @@
-"""Where the command `holdfast` begins. A signal ends it while it is loaded as it does later."""
+"""Where the command `holdfast` begins."""
 
 from __future__ import annotations
 
-import json
 import signal
-import sys
 
 STOPS = {signal.SIGINT, signal.SIGTERM}
 
@@ -29,27 +27,8 @@ def interrupt(number: int, frame: object) -> None:
 
 
 def main() -> None:
-    """Run the command and exit with its code."""
-    command = next(iter(sys.argv[1:]), "")
-    try:
-        if command == "run":
-            signal.signal(signal.SIGTERM, terminate)
-            signal.signal(signal.SIGINT, interrupt)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # who supervises a run has blocked them until here
-        from orchestrator import cli
-    except (KeyboardInterrupt, Interrupted):
-        _end(command, "interrupted", 130)
-    except Terminated:
-        _end(command, "preempted", 75)
+    """Run the command and exit with its code; signals to stop wait until it is loaded and can handle them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    from orchestrator import cli
+
     cli.main()
-
-
-def _end(command: str, status: str, code: int) -> None:
-    if "--json" in sys.argv:
-        from orchestrator.result import Result
-        from orchestrator.terminal import put
-
-        of_a_run = command == "run"
-        doc = Result(run_dir="", status=status).to_json() if of_a_run else {"status": status, "error": None}
-        put(json.dumps(doc))
-    sys.exit(code)

@@ -113,8 +113,13 @@ def remedy(kind: Kind) -> str:
 
 def in_short(error: BaseException) -> str:
     """What an error says, in one line; of a traceback that is the last one."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    return last_line(str(error)) or type(error).__name__
+
+
+def last_line(text: str) -> str:
+    """Of a traceback what went wrong."""
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 def died(cause: str) -> str:

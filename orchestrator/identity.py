@@ -24,6 +24,7 @@ def settings_identity(job: Job, microbatches: int) -> dict[str, Any]:
     return {name: microbatches if name == "microbatches" else getattr(job, name) for name in FIXED}
 
 
+_STANDS = "{} is {} there and {} here"
 _SHOWN, _LONGEST = 3, 100
 """Differences that are told, and the characters of each side."""
 
@@ -73,12 +74,14 @@ def check_names(description: Mapping[str, Any], redactor: Redactor) -> None:
 
 def check_best(job: Job, description: Mapping[str, Any]) -> None:
     """Raise ConfigurationError if the best checkpoints are to be kept by a metric that the job has not."""
-    names = ("loss", *value_names(description["metrics"]))
-    names = (*names, *(f"val_{name}" for name in names)) if job.validation is not None else names
+    names = value_names(description["metrics"])
+    if job.validation is not None:
+        names += value_names(description["metrics"], "val_")
     best = job.checkpoints.best_metric
     if job.checkpoints.keep_best is not None and best not in names:
-        known = ", ".join(dict.fromkeys(names))
-        raise ConfigurationError(f"Checkpoints(best_metric={best!r}): give a metric of the job's, of {known}")
+        raise ConfigurationError(
+            f"Checkpoints(best_metric={best!r}): give a metric of the job's, of {', '.join(names)}"
+        )
 
 
 def check_is_training(identity: Mapping[str, Any], url: str) -> None:
@@ -104,7 +107,7 @@ def check_settings(identity: Mapping[str, Any], job: Job, url: str) -> int:
         if name == "microbatches" and here is None:
             continue
         if identity[name] != here:
-            raise _differs(url, f"{name} is {identity[name]} there and {here} here")
+            raise _differs(url, _STANDS.format(name, identity[name], here))
     microbatches: int = identity["microbatches"]
     return microbatches
 
@@ -119,12 +122,12 @@ def check_identity(
     identity = _hidden(identity, redactor)  # as ours is
     check_arrays(identity, [StateArray.from_json(array) for array in ours["arrays"]], url)
     if identity["data"] != ours["data"]:
-        raise _differs(url, _in_words("data", identity["data"], ours["data"], "is", "there and", "here"))
+        raise _differs(url, _in_words(_STANDS, "data", identity["data"], ours["data"]))
     if identity.get("callbacks") != ours["callbacks"]:
         there, here = (each.get("callbacks") for each in (identity, ours))
-        raise _differs(url, _in_words("callbacks", there, here, "is", "there and", "here"))
+        raise _differs(url, _in_words(_STANDS, "callbacks", there, here))
     return [
-        _in_words(name, identity[name], ours[name], "was", "and is now", "")
+        _in_words("{} was {} and is now {}", name, identity[name], ours[name])
         for name in ("model", "optimizer")
         if identity[name] != ours[name]
     ]
@@ -150,13 +153,10 @@ def _differs(url: str, what: str) -> IdentityMismatch:
     )
 
 
-def _in_words(name: str, there: object, here: object, *words: str) -> str:
-    """The first few places in which two JSON values differ, and how."""
+def _in_words(sentence: str, name: str, there: object, here: object) -> str:
+    """A sentence for each of the first few places in which two JSON values differ."""
     found = [*_differences(name, there, here)]
-    shown = [
-        f"{path} {words[0]} {_short(old)} {words[1]} {_short(new)} {words[2]}".rstrip()
-        for path, old, new in found[:_SHOWN]
-    ]
+    shown = [sentence.format(path, _short(old), _short(new)) for path, old, new in found[:_SHOWN]]
     more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return ", ".join(shown) + more
 

@@ -446,7 +446,7 @@ def _recovered(ledger: Ledger, entry: Mapping[str, Any]) -> Ledger:
         elif each.t is not None and t is not None and each.boot == ledger.boot:
             since = max(0.0, t - each.t)
         elif each.time:
-            since = _between(each.time, str(entry.get("time", "")))
+            since = between(each.time, str(entry.get("time", "")))
         return replace(each, open=False, recovery_s=since)
 
     return replace(ledger, disturbances=tuple(closed(each) for each in ledger.disturbances))
@@ -508,7 +508,8 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 4)
 
 
-def _between(earlier: str, later: str) -> float | None:
+def between(earlier: str, later: str) -> float | None:
+    """Seconds from one time in ISO format to another, 0 at least; None where one of them is none."""
     try:
         return max(0.0, (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds())
     except (ValueError, TypeError):

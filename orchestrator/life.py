@@ -76,15 +76,6 @@ def own_life() -> dict[str, Any]:
     }
 
 
-def silence(beat: Mapping[str, Any]) -> float | None:
-    """Seconds since a sign of life, by the clocks of both machines; None if it does not say when it was."""
-    try:
-        then = datetime.fromisoformat(beat["time"])
-        return max(0.0, (datetime.now(UTC) - then).total_seconds())
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
 def is_succeeded(beat: Mapping[str, Any]) -> bool:
     """Whether the process lives that starts another coordinator in the place of a dead one."""
     parent = supervisor_of(beat)

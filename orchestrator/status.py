@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.failures import Kind, remedy
 from orchestrator.history import pace_of, read_ledger
 from orchestrator.identity import check_is_training
-from orchestrator.life import check_beat, is_succeeded, lives, silence
+from orchestrator.ledger import between
+from orchestrator.life import check_beat, is_succeeded, lives
 from orchestrator.relaunch import awaited
 from orchestrator.result import Result
 from orchestrator.submission import is_address
@@ -104,7 +106,7 @@ def read_status(run: RunDirectory) -> tuple[Result, dict[str, Any]]:
     if status == "running":
         if restart is not None:
             return replace(told, next=_waits(restart["waiting"], restart.get("most"))), beat
-        silent_s = silence(beat) if alive is None else None
+        silent_s = between(beat.get("time", ""), datetime.now(UTC).isoformat()) if alive is None else None
         if silent_s is not None and silent_s > SILENT_S:
             silent_s = silent_s // SILENT_S * SILENT_S  # who watches is not told each second
             return replace(told, silent_s=silent_s, next=_is_silent(beat, silent_s)), beat

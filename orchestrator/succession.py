@@ -132,10 +132,10 @@ def supervise() -> int:
         child = subprocess.Popen(
             command, cwd=still_there(folder), env=told, process_group=0, pass_fds=(writing,)
         )
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         os.close(writing)
         if stopped:
             child.send_signal(stopped)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         code = _wait(child.pid)
         child.returncode = code
         stillborn = 0 if _has_begun(reading) else stillborn + 1

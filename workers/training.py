@@ -691,13 +691,13 @@ class Training:
         name = self._name(item)
         times, assignments = self._barrier.failed(peer.id, item)
         self.deadlines.gave_up(peer.id, self._barrier.current(peer.id), self._clock())
+        last = str(error).rpartition("\n")[2]  # after a traceback
         if not isinstance(error, UserCodeError):
             self._fail(type(error)(f"{error} (in {name})"))
         elif times > 1:
-            last = str(error).rpartition("\n")[2]
             self._fail(UserCodeError(f"{error}\nthe job raised twice in {name}: {last}"))
         else:
-            self._events.append(Retried(name, str(error).rpartition("\n")[2]))
+            self._events.append(Retried(name, last))
             self._send(assignments)
             self._let_leave(peer)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.failures import last_line
 from storage.strict_json import printable
 
 if TYPE_CHECKING:
@@ -248,13 +249,12 @@ def _text(kind: str, entry: Mapping[str, Any]) -> str:
     elif not text and kind == "recovered":
         text = "the next step was made"
     elif not text and kind == "end":
-        error = str(entry.get("error") or "").rpartition("\n")[2]
-        text = ": ".join(filter(None, (str(entry.get("status") or ""), error)))
+        text = ": ".join(last_line(str(entry[name])) for name in ("status", "error") if entry.get(name))
     elif not text and kind == "node-lost":
         text = f"node {entry.get('node')} was lost: {entry.get('cause', '')}"
     elif not text and kind == "based" and entry.get("step"):
         text = f"it goes on from step {entry['step']}"
-    return printable(text.rpartition("\n")[2], LONGEST)  # after a traceback
+    return printable(last_line(text), LONGEST)
 
 
 def _parts(spans: Sequence[tuple[float, float]]) -> list[list[float]]:

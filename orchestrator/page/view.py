@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator.failures import last_line
 from orchestrator.metrics import read_metrics
 from orchestrator.page import curves, timeline
 from orchestrator.run_commands import runs_below
@@ -66,7 +67,7 @@ def brief_of(name: str, run: RunDirectory) -> dict[str, Any]:
     except HoldfastError as error:
         return {"name": name, "error": _line(str(error))}
     found = _stands(result, beat)
-    found["error"] = found["error"] and found["error"].rpartition("\n")[2]  # after a traceback
+    found["error"] = found["error"] and last_line(found["error"])
     return {"name": name, **found}
 
 
